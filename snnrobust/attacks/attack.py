@@ -1,0 +1,103 @@
+"""What every attack is."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from snnrobust import checks
+from snnrobust.attacks.threat import Linf
+from snnrobust.draws import Stream, derive
+
+__all__ = ["ATTACKS", "Attack", "BluntGradientWarning", "undisturbed", "warn_if_blunt"]
+
+ATTACKS: dict[str, type[Attack]] = {}
+
+
+class BluntGradientWarning(UserWarning):
+    """A gradient attack got a gradient of exactly zero: it has learnt nothing about the model."""
+
+
+class Attack:
+    """``attack(model, x, y)`` gives inputs of the same shape within the threat. Subclasses register themselves by name.
+
+    The model is attacked in eval mode. Afterwards the model, its modes and statistics, ``x`` and torch's generators are as
+    they were. A subclass is a frozen dataclass with a field ``threat`` and a method :meth:`perturb`.
+    """
+
+    threat: Linf
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        ATTACKS[cls.__name__] = cls
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int | None = None, sample_ids: Tensor | None = None
+    ) -> Tensor:
+        """Adversarial inputs for ``x``, same shape and dtype.
+
+        Args:
+            model: Inputs to logits ``[B, K]``.
+            x: Inputs ``[B, *]`` within the threat's bounds.
+            y: True labels, int64 ``[B]``.
+            seed: Key of all draws. Default: derived from ``x`` and ``torch.initial_seed()``, so that other batches see
+                other noise and torch's generator is not touched.
+            sample_ids: int64 ``[B]``, the identity of each sample; default 0, 1, 2, ... With it the draws of a sample do not
+                depend on its batch.
+
+        Raises:
+            ValueError, TypeError: inputs outside the bounds, NaN, labels out of range, wrong ranks, an empty batch.
+        """
+        checks.pixels("x", x, bounds=self.threat.bounds)
+        checks.labels("y", y, len(x))
+        ids = torch.arange(len(x)) if sample_ids is None else sample_ids
+        if ids.shape != y.shape:
+            raise ValueError(f"sample_ids must be one id a sample, got shape {tuple(ids.shape)} for {len(x)} samples")
+        key = _key_of(x) if seed is None else derive(checks.count("seed", seed, low=0), "attack")
+        with undisturbed(model):
+            x_adv = self.perturb(model, x.detach(), y, Stream(key, ids))
+        self.threat.validate(x, x_adv)
+        return x_adv
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> Tensor:
+        """The attack itself, on checked input and a model in eval mode. ``x`` must not be changed."""
+        raise NotImplementedError
+
+    def at(self, eps: float | str) -> Self:
+        """The same attack with another budget."""
+        return replace(self, threat=self.threat.at(eps))  # type: ignore[type-var]
+
+
+def _key_of(x: Tensor) -> int:
+    content = hashlib.blake2b(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), digest_size=8)
+    return derive(torch.initial_seed(), "attack", content.hexdigest())
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every module has the mode that it had, one by one."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def warn_if_blunt(attack: Attack, gradient: Tensor) -> None:
+    """Say so when a whole batch has a gradient of exactly zero."""
+    if not gradient.any():
+        warnings.warn(
+            f"{type(attack).__name__}: the gradient is exactly zero for all {len(gradient)} samples, so the attack is no "
+            "stronger than its starting point. Does an encoder or quantizer pass no gradient? See evaluation.diagnose",
+            BluntGradientWarning,
+            stacklevel=2,
+        )

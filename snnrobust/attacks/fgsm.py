@@ -1,0 +1,31 @@
+"""The fast gradient sign method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from snnrobust.attacks.attack import Attack, warn_if_blunt
+from snnrobust.attacks.gradient import Backprop, GradientSource, Loss, cross_entropy
+from snnrobust.attacks.threat import Linf
+from snnrobust.draws import Stream
+
+__all__ = ["FGSM"]
+
+
+@dataclass(frozen=True)
+class FGSM(Attack):
+    r"""One step of the whole budget along the sign of the gradient: :math:`x' = x + \epsilon \operatorname{sign} \nabla_x L`.
+
+    Source: Goodfellow, Shlens and Szegedy 2015.
+    """
+
+    threat: Linf
+    gradient: GradientSource = field(default_factory=Backprop)
+    loss: Loss = cross_entropy
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> Tensor:
+        gradient, _ = self.gradient(model, x, y, self.loss, stream.fork("step"))
+        warn_if_blunt(self, gradient)
+        return self.threat.project(self.threat.step(x, gradient, self.threat.eps), x)

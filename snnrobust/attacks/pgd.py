@@ -1,0 +1,102 @@
+"""Projected gradient descent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from snnrobust import checks
+from snnrobust.attacks.attack import Attack, warn_if_blunt
+from snnrobust.attacks.gradient import Backprop, GradientSource, Loss, cross_entropy
+from snnrobust.attacks.selection import Measurement, better, measure
+from snnrobust.attacks.threat import Linf
+from snnrobust.draws import Stream, is_stochastic
+
+__all__ = ["PGD"]
+
+
+@dataclass(frozen=True)
+class PGD(Attack):
+    r"""Steepest ascent of the loss, projected onto the threat after each step.
+
+    .. math:: x_{i+1} = \Pi \big( x_i + \alpha \operatorname{sign} \nabla_x L(f(x_i), y) \big)
+
+    Args:
+        threat: Budget and box.
+        steps: Iterations of one restart.
+        step_size: :math:`\alpha`; default :math:`2.5 \epsilon / \text{steps}`.
+        restarts: Independent random starts. With more than one, a sample keeps the candidate that is worst for the model on
+            ``selection_draws`` draws of their own (one, for a model without randomness); with one, the last iterate.
+        random_start: Start uniformly in the ball instead of at ``x``.
+        gradient: What is differentiated; ``EOT(n)`` for models with randomness.
+        loss: What is raised.
+        early_stop: A sample that is misclassified, in all of ``selection_draws`` draws, stays where it is. This makes another
+            attack: it keeps the first adversarial input, not the last.
+        selection_draws: See above.
+
+    Source: Madry et al. 2018.
+    """
+
+    threat: Linf
+    steps: int = 20
+    step_size: float | None = None
+    restarts: int = 1
+    random_start: bool = True
+    gradient: GradientSource = field(default_factory=Backprop)
+    loss: Loss = cross_entropy
+    early_stop: bool = False
+    selection_draws: int = 32
+
+    def __post_init__(self) -> None:
+        checks.count("steps", self.steps)
+        checks.count("restarts", self.restarts)
+        checks.count("selection_draws", self.selection_draws)
+        if self.step_size is not None:
+            object.__setattr__(self, "step_size", checks.fraction("step_size", self.step_size))
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError("restarts > 1 need random_start=True: without it they are all the same")
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> Tensor:
+        draws = self.selection_draws if is_stochastic(model, x[:8]) else 1
+        if self.restarts == 1:
+            return self._climb(model, x, y, stream.fork("restart", 0), draws)
+        best, standing = x, None
+        for r in range(self.restarts):
+            candidate = self._climb(model, x, y, stream.fork("restart", r), draws)
+            measured = measure(model, candidate, y, stream.fork("selection"), draws)
+            wins = torch.ones_like(y, dtype=torch.bool) if standing is None else better(measured, standing)
+            best = torch.where(wins.view(-1, *[1] * (x.dim() - 1)), candidate, best)
+            standing = measured if standing is None else _merge(wins, measured, standing)
+        return best
+
+    def _climb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream, draws: int) -> Tensor:
+        size = 2.5 * self.threat.eps / self.steps if self.step_size is None else self.step_size
+        x_adv = self.threat.random_start(x, stream.fork("start")) if self.random_start else x.clone()
+        active = torch.arange(len(x), device=x.device)
+        for i in range(self.steps):
+            at, labels, step_stream = x_adv[active], y[active], stream.select(active.cpu()).fork("step", i)
+            gradient, logits = self.gradient(model, at, labels, self.loss, step_stream)
+            if i == 0:
+                warn_if_blunt(self, gradient)
+            moving = torch.ones_like(labels, dtype=torch.bool)
+            if self.early_stop:
+                moving = ~self._broken(model, at, labels, logits, step_stream.fork("stop"), draws)
+            active = active[moving]
+            if len(active) == 0:
+                break
+            x_adv[active] = self.threat.project(self.threat.step(at[moving], gradient[moving], size), x[active])
+        return x_adv
+
+    def _broken(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, stream: Stream, draws: int) -> Tensor:
+        broken = logits.argmax(1) != y
+        if draws > 1 and broken.any():
+            suspects = broken.nonzero()[:, 0]
+            measured = measure(model, x[suspects], y[suspects], stream.select(suspects.cpu()), draws)
+            broken[suspects] = measured.correct == 0
+        return broken
+
+
+def _merge(wins: Tensor, new: Measurement, old: Measurement) -> Measurement:
+    return Measurement(*(torch.where(wins, a, b) for a, b in zip(new, old, strict=True)))

@@ -1,0 +1,108 @@
+"""Argument checks. Each error names the argument, what was given and what is accepted."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+__all__ = ["choice", "count", "fraction", "labels", "nearest", "number", "pixels", "sequence"]
+
+
+def number(
+    name: str,
+    value: float,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    exclusive_low: bool = False,
+    hint: str = "",
+) -> float:
+    """``value`` as a finite float within [low, high] (or (low, high])."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}{_hint(hint)}")
+    if not math.isfinite(value) or value > high or value < low or (exclusive_low and value <= low):
+        bracket = "(" if exclusive_low else "["
+        raise ValueError(f"{name} must be in {bracket}{low:g}, {high:g}], got {value!r}{_hint(hint)}")
+    return float(value)
+
+
+def count(name: str, value: int, low: int = 1, hint: str = "") -> int:
+    """``value`` as an integer of at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}{_hint(hint)}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}{_hint(hint)}")
+    return value
+
+
+def fraction(name: str, value: float | str, low: float = 0.0, high: float = math.inf) -> float:
+    """A number, or a fraction written ``"8/255"``."""
+    if isinstance(value, str):
+        try:
+            value = float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError) as error:
+            raise ValueError(f'{name} must be a number or a fraction such as "8/255", got {value!r}') from error
+    return number(name, value, low, high)
+
+
+def choice(name: str, value: str, options: Iterable[str]) -> str:
+    """``value`` if it is one of ``options``; the error names the nearest."""
+    options = list(options)
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(options)}; got {value!r}{nearest(value, options)}")
+    return value
+
+
+def nearest(value: object, options: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)``, or nothing."""
+    close = difflib.get_close_matches(str(value), list(options), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def sequence(name: str, x: Tensor, rank: int = 2) -> Tensor:
+    """A floating tensor with a time axis of at least one step: ``[T, B, *]``."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor [T, B, ...], got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating, got {x.dtype}: convert with {name}.float()")
+    if x.dim() < rank or x.shape[0] == 0:
+        raise ValueError(f"{name} must be [T, B, ...] with at least one time step, got shape {tuple(x.shape)}")
+    return x
+
+
+def pixels(name: str, x: Tensor, rank: int = 2, bounds: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    """A floating batch ``[B, *]``, not empty, every value within ``bounds`` (so none is NaN)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor [B, ...], got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating, got {x.dtype}: convert with {name}.float() / 255")
+    if x.dim() < rank or x.numel() == 0:
+        raise ValueError(f"{name} must be a batch [B, ...] that is not empty, got shape {tuple(x.shape)}")
+    low, high = (float(v) for v in torch.aminmax(x.detach()))
+    if not (low >= bounds[0] and high <= bounds[1]):
+        what = "contains NaN" if math.isnan(low) or math.isnan(high) else f"lies in [{low:g}, {high:g}]"
+        raise ValueError(
+            f"{name} must lie in [{bounds[0]:g}, {bounds[1]:g}], but {what}: scale it there, and make normalisation a layer of the model"
+        )
+    return x
+
+
+def labels(name: str, y: Tensor, batch: int, classes: int | None = None) -> Tensor:
+    """int64 labels ``[B]`` in 0..classes-1."""
+    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.dim() != 1:
+        given = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"{name} must be int64 class labels [B], got {given}: use {name}.long()")
+    if len(y) != batch:
+        raise ValueError(f"{name} must have one label a sample: {len(y)} labels for {batch} samples")
+    if classes is not None and len(y) and not (int(y.min()) >= 0 and int(y.max()) < classes):
+        raise ValueError(f"{name} must lie in 0..{classes - 1}, got {int(y.min())}..{int(y.max())}")
+    return y
+
+
+def _hint(hint: str) -> str:
+    return f": {hint}" if hint else ""

@@ -1,0 +1,89 @@
+"""Batches with the identity of each sample, from any way of giving data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from snnrobust import checks
+from snnrobust.draws import keyed
+
+__all__ = ["Batch", "Data", "batches", "take"]
+
+Data = Dataset[tuple[Tensor, ...]] | DataLoader[tuple[Tensor, ...]] | tuple[Tensor, Tensor]
+"""A map-style dataset of (input, label), a DataLoader of such batches, or a pair of tensors."""
+
+
+class Batch(NamedTuple):
+    x: Tensor
+    y: Tensor
+    sample_ids: Tensor
+
+
+def batches(data: Data, batch_size: int, shuffle_key: int | None = None) -> Iterator[Batch]:
+    """The whole of ``data`` once; no sample is dropped.
+
+    A dataset or pair of tensors is shuffled by ``shuffle_key`` (None: in order), and a sample's id is its index. A
+    DataLoader keeps its own batches and order, with torch's generator seeded from ``shuffle_key``; ids count from 0.
+
+    Raises:
+        TypeError, ValueError: not data, no sample, or inputs and labels that are not ``[B, *]`` and int64 ``[B]``.
+    """
+    seen = 0
+    for x, y, ids in _iterate(data, checks.count("batch_size", batch_size), shuffle_key):
+        if x.dim() < 2 or len(x) == 0:
+            raise ValueError(f"inputs must be batches [B, ...] that are not empty, got shape {tuple(x.shape)}")
+        checks.labels("labels", y, len(x))
+        yield Batch(x, y, torch.arange(seen, seen + len(x)) if ids is None else ids)
+        seen += len(x)
+    if seen == 0:
+        raise ValueError("the data is empty: there is not one sample to use")
+
+
+def _iterate(data: Data, batch_size: int, shuffle_key: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    if isinstance(data, DataLoader):
+        with keyed(0 if shuffle_key is None else shuffle_key):
+            loader = iter(data)
+        for pair in loader:
+            yield pair[0], pair[1], None
+        return
+    dataset = TensorDataset(*data) if isinstance(data, tuple) else data
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise TypeError(f"data must be a map-style dataset, a DataLoader or (x, y), got {type(data).__name__}")
+    size = len(dataset)
+    order = torch.arange(size)
+    if shuffle_key is not None:
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(shuffle_key))
+    for index in order.split(batch_size) if size else ():
+        if isinstance(dataset, TensorDataset):
+            x, y = (t[index] for t in dataset.tensors)
+        else:
+            x, y = _stack(dataset[i] for i in index.tolist())
+        yield x, y, index
+
+
+def _stack(samples: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
+    pairs = list(samples)
+    return torch.stack([torch.as_tensor(p[0]) for p in pairs]), torch.as_tensor([int(p[1]) for p in pairs])
+
+
+def take(data: Data, n: int | None = None, batch_size: int = 256) -> tuple[Tensor, Tensor]:
+    """The first ``n`` samples (None: all) as tensors ``[n, *]`` and ``[n]``.
+
+    Raises:
+        ValueError: fewer than ``n`` samples.
+    """
+    xs, ys, count = [], [], 0
+    for batch in batches(data, batch_size):
+        xs.append(batch.x)
+        ys.append(batch.y)
+        count += len(batch.x)
+        if n is not None and count >= n:
+            break
+    if n is not None and count < checks.count("n", n):
+        raise ValueError(f"{n} samples are asked for, but the data has only {count}")
+    return torch.cat(xs)[:n], torch.cat(ys)[:n]

@@ -1,0 +1,7 @@
+"""Imperfect hardware for any network: backends, and ``deploy`` to put a model on a chip."""
+
+from snnrobust.hardware.backend import BACKENDS, Array, Backend, Chain
+from snnrobust.hardware.deploy import deploy
+from snnrobust.hardware.gaussian import GaussianNoise
+
+__all__ = ["BACKENDS", "Array", "Backend", "Chain", "GaussianNoise", "deploy"]

@@ -1,0 +1,127 @@
+"""Put a model on a chip."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snnrobust import checks
+from snnrobust.draws import derive, draws
+from snnrobust.hardware.backend import Array, Backend
+from snnrobust.layers import BNTT, Sequential
+from snnrobust.temporal import Temporal
+
+__all__ = ["DeployedLayer", "deploy"]
+
+SYNAPTIC = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+DIGITAL = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, BNTT)
+"""Parametric, but computed beside the array."""
+
+
+class DeployedLayer(Temporal):
+    """A synaptic layer on a chip, ``[T, B, *] -> [T, B, *]``: drive, product, read."""
+
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Linear | nn.modules.conv._ConvNd, backend: Backend) -> None:
+        super().__init__()
+        operation = F.linear if isinstance(layer, nn.Linear) else layer._conv_forward
+        self.backend = backend
+        self.array = backend.program(Array(layer.weight, operation))
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
+
+    def initial_state(self, x_t: Tensor) -> int:
+        return 0
+
+    def step(self, x_t: Tensor, state: int) -> tuple[Tensor, int]:
+        return self._run(x_t[None], state)[0], state + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._run(x, 0)
+
+    def _run(self, x: Tensor, start: int) -> Tensor:
+        y = self.array.product(self.backend.drive(x).flatten(0, 1), self.bias)
+        return self.backend.read(y.unflatten(0, (x.shape[0], -1)), start)
+
+
+class _WithoutTime(nn.Module):
+    """A deployed layer where there is no time axis: in an ordinary network, ``[B, *] -> [B, *]``."""
+
+    def __init__(self, layer: DeployedLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x[None])[0]  # type: ignore[no-any-return]
+
+
+def deploy(model: nn.Module, backend: Backend, *, seed: int, layers: Collection[str] | None = None) -> nn.Module:
+    """A deep copy of ``model`` on one chip; ``model`` is untouched. The copy is in eval mode.
+
+    Args:
+        model: Spiking or ordinary. Its ``nn.Linear`` and ``nn.Conv*`` layers are put on the chip; normalisation stays digital.
+        backend: What the chip does; each layer gets a copy.
+        seed: Identifies the chip: the same seed is the same chip.
+        layers: Names of the layers (as in ``model.named_modules()``) to put on the chip; default all.
+
+    Raises:
+        ValueError: ``layers`` names none of the model's synaptic layers, or the model has none.
+        TypeError: the model has a parametric layer that cannot be put on a chip yet.
+    """
+    if not isinstance(backend, Backend):
+        raise TypeError(
+            f"backend must be a hardware Backend such as GaussianNoise(multiplicative=0.2), got {backend!r}"
+        )
+    checks.count("seed", seed, low=0)
+    chip = deepcopy(model).eval()
+    found = {name: m for name, m in chip.named_modules() if isinstance(m, SYNAPTIC)}
+    _refuse(chip, found)
+    for name in layers or ():
+        checks.choice("layers", name, found)
+    for name, layer in found.items():
+        if layers is None or name in layers:
+            _place(chip, name, layer, deepcopy(backend), derive(seed, "chip", name))
+    return chip
+
+
+def _refuse(model: nn.Module, found: dict[str, nn.Module]) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, DeployedLayer):
+            raise TypeError(f"{name or 'the model'} is on a chip already: deploy the original model")
+        own = [p for p in module.parameters(recurse=False) if p.dim() > 1]
+        if own and name not in found and not isinstance(module, DIGITAL):
+            raise TypeError(
+                f"{name or 'the model'} ({type(module).__name__}) has weights that deploy cannot put on a chip: "
+                "it knows nn.Linear and nn.Conv1d/2d/3d"
+            )
+    if not found:
+        raise ValueError("the model has no nn.Linear or nn.Conv layer to put on a chip")
+
+
+def _place(chip: nn.Module, name: str, layer: nn.Module, backend: Backend, key: int) -> None:
+    for path, part in backend.named_modules():
+        if isinstance(part, Backend):
+            word = derive(key, "pattern", path)
+            part._chip = torch.tensor([word & 0xFFFFFFFF, word >> 32])
+    with draws(backend, key), torch.no_grad():
+        deployed = DeployedLayer(layer, backend)  # type: ignore[arg-type]
+    parent_name, _, child = name.rpartition(".")
+    if not name:
+        raise TypeError("the model is a single layer: wrap it in nn.Sequential")
+    setattr(chip.get_submodule(parent_name), child, deployed if _sees_time(chip, name) else _WithoutTime(deployed))
+
+
+def _sees_time(model: nn.Module, name: str) -> bool:
+    """Whether a module sees ``[T, B, *]``: it stands in a :class:`Sequential`, perhaps inside ``nn.Sequential``."""
+    while name:
+        name = name.rpartition(".")[0]
+        parent = model.get_submodule(name)
+        if isinstance(parent, Sequential):
+            return True
+        if type(parent) is not nn.Sequential:
+            return False
+    return False

@@ -1,0 +1,100 @@
+"""``Sequential``: plain torch layers and temporal ones, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from snnrobust import checks
+from snnrobust.temporal import State, Temporal
+
+__all__ = ["Sequential"]
+
+
+class Sequential(Temporal):
+    """Modules in order over a sequence ``[T, B, *]``.
+
+    Around a plain torch module, which has no memory, time is folded into the batch: it sees ``[T * B, *]`` and is called
+    once. A :class:`~snnrobust.temporal.Temporal` module, or ``nn.RNN/LSTM/GRU``, sees ``[T, B, *]``. ``nn.Sequential`` is
+    looked into.
+
+    Raises:
+        TypeError: a plain module hides a temporal one, or is a stateful neuron of another library: folded, it would give
+            the right shape and wrong numbers.
+    """
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__()
+        for index, module in enumerate(modules):
+            self.add_module(str(index), module)
+        for _ in self._parts():
+            pass
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self.children())
+
+    def __getitem__(self, index: int) -> nn.Module:
+        return list(self.children())[index]
+
+    def _parts(self) -> Iterator[nn.Module]:
+        for module in self.children():
+            if isinstance(module, nn.Sequential):
+                yield from Sequential._parts(module)  # type: ignore[arg-type]
+            else:
+                yield _checked(module)
+
+    def initial_state(self, x_t: Tensor) -> dict[int, State]:
+        return {}
+
+    def step(self, x_t: Tensor, state: dict[int, State]) -> tuple[Tensor, dict[int, State]]:
+        after: dict[int, State] = {}
+        for index, module in enumerate(self._parts()):
+            if isinstance(module, Temporal):
+                before = state[index] if state else module.initial_state(x_t)
+                x_t, after[index] = module.step(x_t, before)
+            elif isinstance(module, nn.RNNBase):
+                y, after[index] = module(x_t[None], state.get(index))
+                x_t = y[0]
+            else:
+                x_t = module(x_t)
+        return x_t, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        checks.sequence("x", x)
+        steps = x.shape[0]
+        folded = False
+        for module in self._parts():
+            if isinstance(module, Temporal | nn.RNNBase):
+                if folded:
+                    x, folded = x.unflatten(0, (steps, -1)), False
+                x = module(x) if isinstance(module, Temporal) else module(x)[0]
+            else:
+                if not folded:
+                    x, folded = x.flatten(0, 1), True
+                x = module(x)
+        return x.unflatten(0, (steps, -1)) if folded else x
+
+
+def _checked(module: nn.Module) -> nn.Module:
+    if isinstance(module, Temporal):
+        return module
+    if isinstance(module, nn.RNNBase):
+        if module.batch_first or module.bidirectional:
+            raise TypeError(f"{type(module).__name__} in a Sequential must have batch_first=False, bidirectional=False")
+        return module
+    for inner in module.modules():
+        if isinstance(inner, Temporal | nn.RNNBase):
+            raise TypeError(
+                f"{type(module).__name__} is a plain module that holds the temporal {type(inner).__name__}: folded into "
+                "the batch it would mix samples with time. Derive it from snnrobust.temporal.Temporal"
+            )
+        if any(hasattr(inner, mark) for mark in ("step_mode", "spike_grad")):
+            raise TypeError(
+                f"{type(inner).__name__} keeps its state between calls, as neurons of other libraries do: "
+                "use snnrobust.neurons inside a Sequential"
+            )
+    return module

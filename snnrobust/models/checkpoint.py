@@ -1,0 +1,99 @@
+"""Checkpoints: one safetensors file with the weights and, as JSON in its header, all that rebuilds the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from snnrobust.models.description import build, describe
+
+__all__ = ["load", "read_tensors", "save", "write_bytes", "write_tensors"]
+
+_FORMAT = "snnrobust 1"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Atomic: whatever happens, ``path`` holds either its old content or all of the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_tensors(path: Path, kind: str, tensors: dict[str, Tensor], content: Any) -> None:
+    """Tensors and JSON ``content`` in one file, atomically; :func:`read_tensors` gives them back."""
+    header = {"format": _FORMAT, "kind": kind, "content": json.dumps(content)}
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    write_bytes(path, to_bytes(tensors, header))
+
+
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
+    """What :func:`write_tensors` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, not a safetensors file, or not written by snnrobust as this ``kind``.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {kind} file at {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != _FORMAT or header.get("kind") != kind:
+                found = header.get("kind") or "another program's file"
+                raise ValueError(f"{path} is not a {kind} of {_FORMAT}: it holds {found}")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["content"])  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file ({error}): restore it or train again"
+        ) from error
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write ``model`` as a checkpoint that :func:`load` rebuilds: structure, T, encoder, surrogate, weights, statistics."""
+    write_tensors(Path(path), "model", model.state_dict(), describe(model))
+
+
+def load(path: str | Path) -> nn.Module:
+    """The model of a checkpoint, in eval mode. No code of the file's author is run and no pickle is read.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_tensors`, or the weights do not fit the description.
+    """
+    tensors, description = read_tensors(Path(path), "model")
+    with torch.device("meta"):  # a hostile description allocates nothing
+        model = build(description)
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        want, have = expected.get(name), tensors.get(name)
+        if (
+            want is None
+            or have is None
+            or want.shape != have.shape
+            or want.dtype.is_floating_point != have.dtype.is_floating_point
+        ):
+            raise ValueError(
+                f"{path} is from another architecture: {name} is {_shape(have)} in the file and {_shape(want)} in the model"
+            )
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"

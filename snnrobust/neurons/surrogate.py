@@ -1,0 +1,155 @@
+r"""Surrogate derivatives of the spike :math:`s = [u \ge 0]`, where :math:`u = h - \theta` (Neftci, Mostafa and Zenke 2019).
+
+A surrogate is a small frozen object: what it does is its ``derivative``. The forward pass never depends on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from snnrobust import checks
+
+__all__ = ["SURROGATES", "ATan", "FastSigmoid", "Sigmoid", "Surrogate", "Triangle", "override", "spike"]
+
+SURROGATES: dict[str, type[Surrogate]] = {}
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """Base of all surrogates; subclasses register themselves by name."""
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        SURROGATES[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            checks.number(f"{type(self).__name__}.{name}", value, 0, exclusive_low=True)
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """What stands for ds/du at ``u`` = membrane potential - threshold, shape of ``u``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ATan(Surrogate):
+    r""":math:`\frac{\alpha}{2} \big/ \left(1 + (\frac{\pi}{2} \alpha u)^2\right)` (Fang et al. 2021)."""
+
+    alpha: float = 2.0
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return (self.alpha / 2) / (u * (math.pi / 2 * self.alpha)).square_().add_(1.0)
+
+
+@dataclass(frozen=True)
+class Triangle(Surrogate):
+    r""":math:`\gamma \max(0, 1 - |u| / w)` (Bellec et al. 2018; BNTT uses :math:`\gamma = 0.3`)."""
+
+    gamma: float = 0.3
+    width: float = 1.0
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return u.abs().mul_(-self.gamma / self.width).add_(self.gamma).clamp_(min=0.0)
+
+
+@dataclass(frozen=True)
+class FastSigmoid(Surrogate):
+    r""":math:`1 / (1 + k |u|)^2` (Zenke and Ganguli 2018, SuperSpike)."""
+
+    slope: float = 25.0
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return u.abs().mul_(self.slope).add_(1.0).square_().reciprocal_()
+
+
+@dataclass(frozen=True)
+class Sigmoid(Surrogate):
+    r""":math:`\alpha \sigma(\alpha u) (1 - \sigma(\alpha u))`."""
+
+    alpha: float = 4.0
+
+    def derivative(self, u: Tensor) -> Tensor:
+        s = torch.sigmoid(self.alpha * u)
+        return self.alpha * s * (1.0 - s)
+
+
+class _Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, surrogate: Surrogate, strict: bool) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.surrogate = surrogate
+        return (u > 0 if strict else u >= 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (u,) = ctx.saved_tensors
+        return grad * ctx.surrogate.derivative(u), None, None
+
+
+def spike(u: Tensor, surrogate: Surrogate) -> Tensor:
+    r"""Fire where :math:`u \ge 0`; backward uses ``surrogate.derivative(u)``. Shape and dtype of ``u``."""
+    return _Spike.apply(u, surrogate, False)  # type: ignore[no-any-return]
+
+
+# Where a module keeps its surrogate: the attribute, and how to make a value for it. SpikingJelly fires at u >= 0,
+# snnTorch at u > 0; both take a callable.
+_HOMES: tuple[tuple[str, Callable[[Surrogate], object]], ...] = (
+    ("surrogate", lambda s: s),
+    ("surrogate_function", lambda s: _ForeignSpike(s, strict=False)),
+    ("spike_grad", lambda s: _ForeignSpike(s, strict=True)),
+)
+
+
+@dataclass(frozen=True)
+class _ForeignSpike:
+    surrogate: Surrogate
+    strict: bool
+    spiking: ClassVar[bool] = True
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return _Spike.apply(u, self.surrogate, self.strict)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def override(model: nn.Module, surrogate: Surrogate) -> Iterator[nn.Module]:
+    """Within this context every surrogate of ``model`` is ``surrogate``; afterwards each is what it was.
+
+    It reaches the neurons of snnrobust, SpikingJelly (``surrogate_function``) and snnTorch (``spike_grad``).
+
+    Raises:
+        ValueError: nothing was swapped. A silent no-op would leave a blunt gradient in place.
+    """
+    if not isinstance(surrogate, Surrogate):
+        raise TypeError(f"surrogate must be a Surrogate such as ATan(2.0), got {surrogate!r}")
+    homes = [(m, name, make) for m in model.modules() for name, make in _HOMES if _holds(m, name)]
+    if not homes:
+        raise ValueError(f"{type(model).__name__} has no surrogate to override: is it a spiking model?")
+    before = [_take(m, name) for m, name, _ in homes]
+    try:
+        for m, name, make in homes:
+            object.__setattr__(m, name, make(surrogate))
+        yield model
+    finally:
+        for (m, name, _), (store, value) in zip(homes, before, strict=True):
+            m.__dict__.pop(name, None)
+            store[name] = value
+
+
+def _holds(module: nn.Module, name: str) -> bool:
+    value = getattr(module, name, None)
+    return isinstance(value, Surrogate) if name == "surrogate" else callable(value)
+
+
+def _take(module: nn.Module, name: str) -> tuple[dict[str, Any], Any]:
+    """The dictionary that holds the attribute (plain, or of submodules) and its value."""
+    store = module.__dict__ if name in module.__dict__ else module._modules
+    return store, store.pop(name)  # type: ignore[return-value]
