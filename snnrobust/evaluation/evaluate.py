@@ -1,0 +1,139 @@
+"""Robust accuracy, measured so that it can be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from snnrobust import checks
+from snnrobust.attacks import Attack, RandomSign
+from snnrobust.attacks.selection import Measurement, better
+from snnrobust.data import Data, take
+from snnrobust.draws import is_stochastic
+from snnrobust.evaluation.cell import Cell, Draws, run_cell
+from snnrobust.evaluation.progress import progress_bar
+from snnrobust.evaluation.report import CLEAN, NULL, WORST, RobustnessReport
+
+__all__ = ["evaluate", "select"]
+
+
+def evaluate(
+    model: nn.Module,
+    data: Data,
+    attacks: Mapping[str, Attack],
+    *,
+    eps: Sequence[float | str] | None = None,
+    chips: Mapping[str, nn.Module | None] | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    selection_draws: int = 32,
+    judge_draws: int = 128,
+    batch_size: int = 256,
+    name: str = "model",
+    examples: int = 8,
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> RobustnessReport:
+    """Attack ``model`` and report its robust accuracy.
+
+    For every chip, attack and budget an adversarial candidate is crafted for each sample. It competes with the clean input,
+    and in the row ``worst case`` with the candidates of all attacks, on selection draws; the winner is judged on draws of
+    their own. ``null control`` is the same selection with as many random-sign candidates. A model without randomness needs
+    one draw of each.
+
+    Args:
+        model: Inputs to logits ``[B, K]``.
+        data: The first ``n`` samples are used, the misclassified ones included.
+        attacks: By name.
+        eps: Budgets at which every attack is run; default each attack's own.
+        chips: Deployed copies of the model by name, attacked white box; None stands for ``model`` itself. Default: only that.
+        n: Number of samples; default all.
+        seed: Decides crafting, selection and judgement, which use independent streams.
+        selection_draws, judge_draws: For models with randomness.
+        batch_size: Changes no draw.
+        name: The model's name in the report.
+        examples: Adversarial images kept for the report, of the worst case on the first chip.
+        folder: Finished cells are kept there, and read back if nothing that they depend on has changed.
+        progress: Show a progress bar.
+
+    Returns:
+        The report; its ``rows`` hold a line for each chip, attack and budget, its ``samples`` one for each sample too.
+
+    Raises:
+        ValueError, TypeError: bad data, no attack, an attack that does not apply to the model.
+    """
+    if not attacks or any(not isinstance(a, Attack) for a in attacks.values()):
+        raise TypeError(f"attacks must map names to attacks such as PGD(Linf('8/255')), got {attacks!r:.100}")
+    for reserved in (CLEAN, WORST, NULL):
+        if reserved in attacks:
+            raise ValueError(f"attacks must not be named {reserved!r}: the report uses that name")
+    checks.count("selection_draws", selection_draws)
+    checks.count("judge_draws", judge_draws)
+    plan = _plan(attacks, eps)
+    x, y = take(data, n)
+    for attack in attacks.values():
+        checks.pixels("inputs", x, bounds=attack.threat.bounds)
+    targets = {"ideal": None} if chips is None else dict(chips)
+    report = RobustnessReport(
+        settings={"n": len(x), "seed": seed, "selection_draws": selection_draws, "judge_draws": judge_draws}
+    )
+    cells = len(targets) * (1 + 2 * sum(map(len, plan.values())))
+    with progress_bar(f"attacking {name}", cells, progress) as advance:
+        for chip, target in targets.items():
+            victim = model if target is None else target
+            draws = Draws(selection_draws, judge_draws) if is_stochastic(victim, x[:16]) else Draws(1, 1)
+            store = None if folder is None else Path(folder)
+
+            def cell(attack: Attack | None, *labels: object, victim: nn.Module = victim, draws: Draws = draws) -> Cell:
+                done = run_cell(victim, attack, x, y, seed=seed, draws=draws, batch_size=batch_size, labels=labels, folder=store)
+                advance()
+                return done
+
+            clean = cell(None)
+            report.add(name, chip, CLEAN, 0.0, y, draws, clean, clean, [])
+            for budget, group in plan.items():
+                run = {label: cell(attack, label, budget) for label, attack in group.items()}
+                noise = RandomSign(next(iter(group.values())).threat)
+                null = [cell(noise, NULL, i, budget) for i in range(len(run))]
+                for label, candidate in run.items():
+                    report.add(name, chip, label, budget, y, draws, clean, select(clean, [candidate]), [candidate])
+                winner = select(clean, list(run.values()))
+                report.add(name, chip, WORST, budget, y, draws, clean, winner, list(run.values()))
+                report.add(name, chip, NULL, budget, y, draws, clean, select(clean, null), null)
+                if chip == next(iter(targets)) and examples:
+                    report.add_examples(name, chip, budget, x, y, clean, winner, examples)
+    return report
+
+
+def _plan(attacks: Mapping[str, Attack], eps: Sequence[float | str] | None) -> dict[float, dict[str, Attack]]:
+    """Attacks by budget, smallest first."""
+    if eps is not None and len(eps) == 0:
+        raise ValueError("eps must hold at least one budget, or be None for each attack's own")
+    plan: dict[float, dict[str, Attack]] = {}
+    for label, attack in attacks.items():
+        for one in [attack] if eps is None else [attack.at(e) for e in eps]:
+            plan.setdefault(one.threat.eps, {})[label] = one
+    return dict(sorted(plan.items()))
+
+
+def select(clean: Cell, candidates: Sequence[Cell]) -> Cell:
+    """Per sample, of the clean input and the candidates, the one that is worst for the model on the selection draws."""
+    winner = clean
+    for challenger in candidates:
+        wins = better(challenger.selection, winner.selection)
+        pick = partial(_pick, wins)
+        winner = winner._replace(
+            x_adv=pick(challenger.x_adv, winner.x_adv),
+            selection=Measurement(*map(pick, challenger.selection, winner.selection)),
+            judgement=Measurement(*map(pick, challenger.judgement, winner.judgement)),
+            distance=pick(challenger.distance, winner.distance),
+        )
+    return winner
+
+
+def _pick(wins: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(wins.view(-1, *[1] * (a.dim() - 1)), a, b)
