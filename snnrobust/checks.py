@@ -25,10 +25,14 @@ def number(
     """``value`` as a finite float within [low, high] (or (low, high])."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, got {value!r}{_hint(hint)}")
-    if not math.isfinite(value) or value > high or value < low or (exclusive_low and value <= low):
+    try:
+        as_float = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        as_float = math.inf
+    if not math.isfinite(as_float) or as_float > high or as_float < low or (exclusive_low and as_float <= low):
         bracket = "(" if exclusive_low else "["
-        raise ValueError(f"{name} must be in {bracket}{low:g}, {high:g}], got {value!r}{_hint(hint)}")
-    return float(value)
+        raise ValueError(f"{name} must be in {bracket}{low:g}, {high:g}], got {value!r:.80}{_hint(hint)}")
+    return as_float
 
 
 def count(name: str, value: int, low: int = 1, hint: str = "") -> int:
@@ -45,7 +49,7 @@ def fraction(name: str, value: float | str, low: float = 0.0, high: float = math
     if isinstance(value, str):
         try:
             value = float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError) as error:
+        except (ValueError, ArithmeticError) as error:
             raise ValueError(f'{name} must be a number or a fraction such as "8/255", got {value!r}') from error
     return number(name, value, low, high)
 
@@ -87,7 +91,8 @@ def pixels(name: str, x: Tensor, rank: int = 2, bounds: tuple[float, float] = (0
     if not (low >= bounds[0] and high <= bounds[1]):
         what = "contains NaN" if math.isnan(low) or math.isnan(high) else f"lies in [{low:g}, {high:g}]"
         raise ValueError(
-            f"{name} must lie in [{bounds[0]:g}, {bounds[1]:g}], but {what}: scale it there, and make normalisation a layer of the model"
+            f"{name} must lie in [{bounds[0]:g}, {bounds[1]:g}], but {what}: "
+            "scale it there, and make normalisation a layer of the model"
         )
     return x
 

@@ -76,7 +76,7 @@ class Attack:
 
 
 def _key_of(x: Tensor) -> int:
-    content = hashlib.blake2b(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), digest_size=8)
+    content = hashlib.blake2b(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes(), digest_size=8)
     return derive(torch.initial_seed(), "attack", content.hexdigest())
 
 

@@ -47,25 +47,21 @@ class Backprop:
     """
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss, stream: Stream) -> tuple[Tensor, Tensor]:
-        gradient, logits = input_gradient(model, x, y, loss, stream)
+        x = x.detach().requires_grad_()
+        with torch.enable_grad(), draws(model, stream.key, stream.sample_ids):
+            logits = _checked(model(x), y)
+            total = loss(logits, y).sum()
+            gradient = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
+        if gradient is None:
+            raise ValueError(
+                "the logits do not depend on x through any differentiable path (an encoder or a quantizer cuts it), so a "
+                'gradient attack would do nothing: use an encoder with gradient="straight_through"'
+            )
         if gradient.isnan().any():
-            raise ValueError(f"the gradient of {int(gradient.isnan().flatten(1).any(1).sum())} of {len(x)} samples has NaN")
-        return gradient, logits
-
-
-def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, stream: Stream) -> tuple[Tensor, Tensor]:
-    """(gradient of the summed ``loss`` like ``x``, logits), NaN and all."""
-    x = x.detach().requires_grad_()
-    with torch.enable_grad(), draws(model, stream.key, stream.sample_ids):
-        logits = _checked(model(x), y)
-        total = loss(logits, y).sum()
-        gradient = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
-    if gradient is None:
-        raise ValueError(
-            "the logits do not depend on x through any differentiable path (an encoder or a quantizer cuts it), so a "
-            'gradient attack would do nothing: use an encoder with gradient="straight_through"'
-        )
-    return gradient, logits.detach()
+            raise ValueError(
+                f"the gradient of {int(gradient.isnan().flatten(1).any(1).sum())} of {len(x)} samples has NaN"
+            )
+        return gradient, logits.detach()
 
 
 def _checked(logits: Tensor, y: Tensor) -> Tensor:

@@ -48,12 +48,15 @@ class Linf:
         """The lowest and highest legal value of every pixel, in the dtype of ``x``."""
         edges = []
         exact = x.detach().double()
-        for sign, bound in ((-1.0, self.bounds[0]), (1.0, self.bounds[1])):
+        for sign in (-1.0, 1.0):
             edge = (exact + sign * self.eps).clamp(*self.bounds).to(x.dtype)
-            while (outside := (edge.double() - exact).abs() > self.eps).any():
+            while (outside := ((edge.double() - exact).abs() > self.eps) | self._out(edge)).any():
                 edge = torch.where(outside, torch.nextafter(edge, x), edge)  # a rounding went too far: step inward
             edges.append(edge)
         return edges[0], edges[1]
+
+    def _out(self, edge: Tensor) -> Tensor:
+        return (edge.double() < self.bounds[0]) | (edge.double() > self.bounds[1])
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The nearest legal input."""

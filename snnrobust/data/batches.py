@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from snnrobust import checks
-from snnrobust.draws import keyed
+from snnrobust.draws import derive, keyed
 
 __all__ = ["Batch", "Data", "batches", "take"]
 
@@ -46,11 +47,17 @@ def batches(data: Data, batch_size: int, shuffle_key: int | None = None) -> Iter
 
 def _iterate(data: Data, batch_size: int, shuffle_key: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     if isinstance(data, DataLoader):
-        with keyed(0 if shuffle_key is None else shuffle_key):
+        key = 0 if shuffle_key is None else shuffle_key
+        with keyed(key):
             loader = iter(data)
-        for pair in loader:
+        for index in itertools.count():
+            with keyed(derive(key, index)):  # samplers and random transforms draw only when a batch is asked for
+                pair = next(loader, None)
+            if pair is None:
+                return
             yield pair[0], pair[1], None
-        return
+    if isinstance(data, tuple):
+        checks.labels("labels", data[1], len(data[0]))
     dataset = TensorDataset(*data) if isinstance(data, tuple) else data
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise TypeError(f"data must be a map-style dataset, a DataLoader or (x, y), got {type(data).__name__}")

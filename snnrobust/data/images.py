@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import zlib
 from pathlib import Path
@@ -73,11 +74,10 @@ def _idx(path: Path, rank: int) -> Tensor:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is truncated or not gzip ({error}): fetch it again") from error
-    sizes = (
-        np.frombuffer(content[4 : 4 + 4 * rank], ">u4").astype(np.int64)
-        if content[:4] == bytes((0, 0, 8, rank))
-        else None
-    )
-    if sizes is None or len(sizes) != rank or len(content) != 4 + 4 * rank + sizes.prod():
+    start = 4 + 4 * rank
+    sizes = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
+    if content[:4] != bytes((0, 0, 8, rank)) or len(content) < start or len(content) != start + math.prod(sizes):
         raise ValueError(f"{path} is not an idx file of {rank} dimensions of bytes: fetch it again")
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=4 + 4 * rank).reshape(tuple(sizes))
+    if len(content) == start:
+        raise ValueError(f"{path} is empty: its sizes are {sizes}: fetch it again")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).reshape(sizes)

@@ -36,7 +36,7 @@ class Poisson(Encoder):
 
     def encode(self, x: Tensor, start: int, steps: int) -> Tensor:
         u = self.uniform((steps, *x.shape), start, x.device)
-        return _Bernoulli.apply(repeat(x, steps), u, 0.0 if self.gradient == "none" else 1.0)  # type: ignore[no-any-return]
+        return _Bernoulli.apply(repeat(x, steps), u, 0.0 if self.gradient == "none" else 1.0)  # type: ignore[no-any-return, no-untyped-call]
 
     def extra_repr(self) -> str:
         return f"time_steps={self.time_steps}, gradient={self.gradient!r}"

@@ -138,6 +138,7 @@ def _write(path: Path, cell: Cell) -> None:
 def _read(path: Path) -> Cell:
     tensors, numbers = read_tensors(path, _KIND)
     selection, judgement = (
-        Measurement(*(tensors[f"{name}.{field}"] for field in Measurement._fields)) for name in ("selection", "judgement")
+        Measurement(*(tensors[f"{name}.{field}"] for field in Measurement._fields))
+        for name in ("selection", "judgement")
     )
     return Cell(tensors["x_adv"], selection, judgement, tensors["distance"], **numbers)

@@ -12,10 +12,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.attacks import EOT, FGSM, PGD, Attack, Backprop, BluntGradientWarning, GradientSource, Linf, RandomSign
-from snnrobust.attacks import Transfer, cross_entropy
+from snnrobust.attacks import (
+    EOT,
+    FGSM,
+    PGD,
+    Attack,
+    Backprop,
+    BluntGradientWarning,
+    GradientSource,
+    Linf,
+    RandomSign,
+    Transfer,
+    cross_entropy,
+)
 from snnrobust.attacks.attack import undisturbed
-from snnrobust.attacks.gradient import input_gradient
 from snnrobust.attacks.selection import Measurement, measure
 from snnrobust.data import Data, take
 from snnrobust.draws import Stream, derive, is_stochastic
@@ -105,7 +115,7 @@ def diagnose(
     checks.pixels("inputs", x, bounds=threat.bounds)
     random = is_stochastic(model, x[:16])
     draws = checks.count("draws", draws) if random else 1
-    examined = gradient if gradient is not None else EOT(4) if random else Backprop()
+    examined = _default(model, x) if gradient is None else gradient
     report = MaskingReport({"eps": threat.eps, "n": len(x), "seed": seed, "draws": draws, "gradient": repr(examined)})
     ids = torch.arange(len(x))
 
@@ -113,7 +123,7 @@ def diagnose(
         with undisturbed(model):
             return measure(model, inputs, y, Stream(derive(seed, "judge"), ids), draws)
 
-    with progress_bar("diagnosing", 8, progress) as advance, warnings.catch_warnings():
+    with progress_bar("diagnosing", 7 if source is None else 8, progress) as advance, warnings.catch_warnings():
         warnings.simplefilter("ignore", BluntGradientWarning)  # that is what is being found out
 
         def attacked(attack: Attack) -> Measurement:
@@ -122,8 +132,8 @@ def diagnose(
             return judge(x_adv)
 
         with undisturbed(model):
-            alive, usable = _alive(model, x, y, Stream(derive(seed, "gradient"), ids))
-        report.checks.append(alive)
+            alive, usable = _alive(examined, model, x, y, Stream(derive(seed, "gradient"), ids))
+        report.checks += [_classifies(judge(x), y, draws), alive]
         advance()
         if not usable:
             return report
@@ -131,10 +141,11 @@ def diagnose(
         noise = attacked(RandomSign(threat))
         fgsm = attacked(FGSM(threat, gradient=examined))
         pgd10, pgd40 = attacked(replace(pgd, steps=10)), attacked(pgd)
-        whole_box = attacked(pgd.at(threat.bounds[1] - threat.bounds[0]))
+        box = threat.bounds[1] - threat.bounds[0]
+        whole_box = attacked(pgd.at(box))
         swapped = judge(_of_another_class(x, y))
         advance()
-        transferred = None if source is None else attacked(Transfer(PGD(threat, steps=40, gradient=examined), source))
+        transferred = None if source is None else attacked(Transfer(replace(pgd, gradient=_default(source, x)), source))
     report.checks.append(_stronger_than_noise(pgd40, noise, draws))
     report.checks += _orderings(
         [
@@ -149,7 +160,7 @@ def diagnose(
                 "Attack with other surrogates (attacks.Surrogate), more EOT draws, restarts.",
             ),
             (
-                "the whole box breaks what swapping images breaks", whole_box, swapped, ("PGD-40 at eps = 1", "another class's image"),
+                "the whole box breaks what swapping images breaks", whole_box, swapped, (f"PGD-40 at eps = {box:g}", "another class's image"),
                 "With the whole box allowed the attack could put in another class's image, and does worse than that: it fails.",
                 "The gradient does not lead there. Check the encoder's gradient, quantizers and saturated neurons.",
             ),
@@ -164,30 +175,42 @@ def diagnose(
     return report
 
 
+def _default(model: nn.Module, x: Tensor) -> GradientSource:
+    return EOT(4) if is_stochastic(model, x[:16]) else Backprop()
+
+
 def _share(measured: Measurement, draws: int) -> NDArray[np.float64]:
     return (measured.correct.double() / draws).numpy()
 
 
-def _alive(model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> tuple[Check, bool]:
+def _alive(source: GradientSource, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> tuple[Check, bool]:
     """The check, and whether an attack can be run through this gradient at all."""
     name, meaning = "the input gradient is alive", "Where the gradient is zero or NaN, a gradient attack does nothing."
     remedy = (
         "Find what cuts it: an encoder without gradient, a hard quantizer, dead or saturated neurons, a saturated softmax "
         "(attack the margin instead)."
     )
-    zero = nan = 0
+    zero = 0
     for index in torch.arange(len(x)).split(256):
         try:
-            gradient, _ = input_gradient(model, x[index], y[index], cross_entropy, stream.select(index))
-        except ValueError as error:
+            gradient, _ = source(model, x[index], y[index], cross_entropy, stream.select(index))
+        except ValueError as error:  # it names the share of NaN, or says that there is no path
             return Check(name, "failed", str(error), meaning, remedy), False
-        rows = gradient.flatten(1)
-        nan += int(rows.isnan().any(1).sum())
-        zero += int((rows == 0).all(1).sum())
-    share = (zero + nan) / len(x)
+        zero += int((gradient.flatten(1) == 0).all(1).sum())
+    share = zero / len(x)
     status: Status = "failed" if share > 0.1 else "inconclusive" if share > 0.01 else "passed"
-    found = f"zero for {zero / len(x):.1%} of samples, NaN for {nan / len(x):.1%}"
-    return Check(name, status, found, meaning, remedy), nan == 0
+    return Check(name, status, f"zero for {share:.1%} of samples, NaN for none", meaning, remedy), True
+
+
+def _classifies(clean: Measurement, y: Tensor, draws: int) -> Check:
+    accuracy, chance = float(_share(clean, draws).mean()), float(torch.bincount(y).max() / len(y))
+    return Check(
+        "there is something to attack",
+        "passed" if len(y) >= 50 and accuracy > 2 * chance else "inconclusive",
+        f"clean accuracy {accuracy:.1%} on {len(y)} samples; the commonest class has {chance:.1%} of them",
+        "On few samples, or on a model that hardly classifies, the other checks cannot tell much.",
+        "Use at least 50 samples and a trained model.",
+    )
 
 
 def _stronger_than_noise(pgd: Measurement, noise: Measurement, draws: int) -> Check:

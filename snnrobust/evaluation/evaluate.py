@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -81,18 +81,13 @@ def evaluate(
     report = RobustnessReport(
         settings={"n": len(x), "seed": seed, "selection_draws": selection_draws, "judge_draws": judge_draws}
     )
+    store = None if folder is None else Path(folder)
     cells = len(targets) * (1 + 2 * sum(map(len, plan.values())))
     with progress_bar(f"attacking {name}", cells, progress) as advance:
         for chip, target in targets.items():
             victim = model if target is None else target
             draws = Draws(selection_draws, judge_draws) if is_stochastic(victim, x[:16]) else Draws(1, 1)
-            store = None if folder is None else Path(folder)
-
-            def cell(attack: Attack | None, *labels: object, victim: nn.Module = victim, draws: Draws = draws) -> Cell:
-                done = run_cell(victim, attack, x, y, seed=seed, draws=draws, batch_size=batch_size, labels=labels, folder=store)
-                advance()
-                return done
-
+            cell = partial(_cell, victim, x, y, seed, draws, batch_size, store, advance)
             clean = cell(None)
             report.add(name, chip, CLEAN, 0.0, y, draws, clean, clean, [])
             for budget, group in plan.items():
@@ -107,6 +102,15 @@ def evaluate(
                 if chip == next(iter(targets)) and examples:
                     report.add_examples(name, chip, budget, x, y, clean, winner, examples)
     return report
+
+
+def _cell(
+    model: nn.Module, x: Tensor, y: Tensor, seed: int, draws: Draws, batch_size: int, folder: Path | None,
+    advance: Callable[[], None], attack: Attack | None, *labels: object,
+) -> Cell:  # fmt: skip
+    done = run_cell(model, attack, x, y, seed=seed, draws=draws, batch_size=batch_size, labels=labels, folder=folder)
+    advance()
+    return done
 
 
 def _plan(attacks: Mapping[str, Attack], eps: Sequence[float | str] | None) -> dict[float, dict[str, Attack]]:

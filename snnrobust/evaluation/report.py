@@ -83,7 +83,9 @@ class RobustnessReport:
         )  # fmt: skip
         self.samples += [(model, chip, attack, eps, i, *values) for i, values in enumerate(columns)]
 
-    def add_examples(self, model: str, chip: str, eps: float, x: Tensor, y: Tensor, clean: Cell, winner: Cell, most: int) -> None:
+    def add_examples(
+        self, model: str, chip: str, eps: float, x: Tensor, y: Tensor, clean: Cell, winner: Cell, most: int
+    ) -> None:
         """Keep the first images that the model gets right and, if there are any, that the attack turns."""
         was_right = clean.judgement.prediction == y
         turned = was_right & (winner.judgement.prediction != y)
@@ -106,44 +108,55 @@ class RobustnessReport:
         self.samples += other.samples
         self.examples += other.examples
 
-    def accuracy(self, attack: str = WORST, eps: float | None = None, chip: str | None = None, model: str | None = None) -> float:
+    def accuracy(
+        self, attack: str = WORST, eps: float | None = None, chip: str | None = None, model: str | None = None
+    ) -> float:
         """RA_1 of one line; what is left out must be unique in the report."""
         found = [
             r for r in self.rows
             if r["attack"] == attack and eps in (None, r["eps"]) and chip in (None, r["chip"]) and model in (None, r["model"])
         ]  # fmt: skip
         if len(found) != 1:
-            raise ValueError(f"{len(found)} lines fit attack={attack!r}, eps={eps}, chip={chip!r}, model={model!r}: name one")
+            raise ValueError(
+                f"{len(found)} lines fit attack={attack!r}, eps={eps}, chip={chip!r}, model={model!r}: name one"
+            )
         return float(found[0]["accuracy"])
 
-    def summary(self, width: int = 110) -> str:
-        """The lines as a table."""
+    def summary(self, width: int = 100) -> str:
+        """A table: a line for each model, chip and attack, a column for each budget. Single attacks are shown on each model's
+        first chip only; ``rows`` holds them all."""
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(title=self.caption(), title_justify="left", caption_justify="left")
-        for heading in ("model", "chip", "attack", "eps"):
-            table.add_column(heading, justify="right" if heading == "eps" else "left")
-        for heading in ("accuracy", "95 % interval", "ten tries"):
-            table.add_column(heading, justify="right")
-        before: tuple[Any, ...] = ()
+        budgets = sorted({r["eps"] for r in self.rows})
+        table = Table(box=SIMPLE_HEAD, title="accuracy in %, and its 95 % interval over samples", title_justify="left")
+        for heading in ("model", "chip", "attack"):
+            table.add_column(heading, overflow="fold")
+        for budget in budgets:
+            table.add_column(f"eps {budget:.4g}" if budget else "clean", justify="right", no_wrap=True)
+        lines: dict[tuple[str, str, str], dict[float, str]] = {}
+        first: dict[str, str] = {}
         for r in self.rows:
-            group = (r["model"], r["chip"], r["eps"])
-            if before and group != before:
+            if r["attack"] in (CLEAN, WORST, NULL) or r["chip"] == first.setdefault(r["model"], r["chip"]):
+                text = f"{100 * r['accuracy']:.1f} [{100 * r['low']:.0f}, {100 * r['high']:.0f}]"
+                lines.setdefault((r["model"], r["chip"], r["attack"]), {})[r["eps"]] = text
+        before = ("", "")
+        for (model, chip, attack), values in lines.items():
+            if before not in (("", ""), (model, chip)):
                 table.add_section()
-            before = group
-            ten = "–" if r["accuracy_10"] is None else f"{r['accuracy_10']:.1%}"
-            interval = f"{r['low']:.1%} – {r['high']:.1%}"
-            table.add_row(r["model"], r["chip"], r["attack"], f"{r['eps']:.4g}", f"{r['accuracy']:.1%}", interval, ten)
+            shown = (model if before[0] != model else "", chip) if before != (model, chip) else ("", "")
+            before = (model, chip)
+            table.add_row(*shown, attack, *(values.get(b, "") for b in budgets))
         console = Console(file=io.StringIO(), width=width, color_system=None)
-        console.print(table)
+        console.print(table, self.caption())
         return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
     def caption(self) -> str:
         s = self.settings
         return (
-            f"n = {s.get('n')} samples, seed {s.get('seed')}; models with randomness: selected on {s.get('selection_draws')} draws, "
-            f"judged on {s.get('judge_draws')} others"
+            f"n = {s.get('n')} samples, seed {s.get('seed')}; a model with randomness is selected against on "
+            f"{s.get('selection_draws')} draws and judged on {s.get('judge_draws')} others"
         )
 
     def to_json(self) -> dict[str, Any]:

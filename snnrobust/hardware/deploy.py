@@ -70,7 +70,7 @@ def deploy(model: nn.Module, backend: Backend, *, seed: int, layers: Collection[
 
     Raises:
         ValueError: ``layers`` names none of the model's synaptic layers, or the model has none.
-        TypeError: the model has a parametric layer that cannot be put on a chip yet.
+        TypeError: the model has a parametric layer that cannot be put on a chip yet, or is on one already.
     """
     if not isinstance(backend, Backend):
         raise TypeError(
@@ -78,8 +78,12 @@ def deploy(model: nn.Module, backend: Backend, *, seed: int, layers: Collection[
         )
     checks.count("seed", seed, low=0)
     chip = deepcopy(model).eval()
-    found = {name: m for name, m in chip.named_modules() if isinstance(m, SYNAPTIC)}
+    found: dict[str, nn.Module] = {
+        name: m for name, m in chip.named_modules(remove_duplicate=False) if isinstance(m, SYNAPTIC)
+    }
     _refuse(chip, found)
+    if isinstance(layers, str) or (layers is not None and not layers):
+        raise ValueError(f"layers must be a collection of names such as [{next(iter(found))!r}], got {layers!r}")
     for name in layers or ():
         checks.choice("layers", name, found)
     for name, layer in found.items():
@@ -92,6 +96,8 @@ def _refuse(model: nn.Module, found: dict[str, nn.Module]) -> None:
     for name, module in model.named_modules():
         if isinstance(module, DeployedLayer):
             raise TypeError(f"{name or 'the model'} is on a chip already: deploy the original model")
+        if name in found and type(module).forward not in {kind.forward for kind in SYNAPTIC}:
+            raise TypeError(f"{name} ({type(module).__name__}) has a forward of its own, which a chip would replace")
         own = [p for p in module.parameters(recurse=False) if p.dim() > 1]
         if own and name not in found and not isinstance(module, DIGITAL):
             raise TypeError(
@@ -117,11 +123,13 @@ def _place(chip: nn.Module, name: str, layer: nn.Module, backend: Backend, key: 
 
 def _sees_time(model: nn.Module, name: str) -> bool:
     """Whether a module sees ``[T, B, *]``: it stands in a :class:`Sequential`, perhaps inside ``nn.Sequential``."""
-    while name:
-        name = name.rpartition(".")[0]
-        parent = model.get_submodule(name)
-        if isinstance(parent, Sequential):
+    above, direct = name, True
+    while above:
+        above = above.rpartition(".")[0]
+        parent = model.get_submodule(above)
+        if direct and isinstance(parent, Sequential):
             return True
-        if type(parent) is not nn.Sequential:
-            return False
+        if isinstance(parent, Temporal):
+            raise TypeError(f"{name} does not see time, the module around it hides it: put it directly in a Sequential")
+        direct = direct and type(parent) is nn.Sequential
     return False

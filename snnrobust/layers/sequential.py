@@ -87,7 +87,7 @@ def _checked(module: nn.Module) -> nn.Module:
             raise TypeError(f"{type(module).__name__} in a Sequential must have batch_first=False, bidirectional=False")
         return module
     for inner in module.modules():
-        if isinstance(inner, Temporal | nn.RNNBase):
+        if isinstance(inner, Temporal | nn.RNNBase | nn.RNNCellBase):
             raise TypeError(
                 f"{type(module).__name__} is a plain module that holds the temporal {type(inner).__name__}: folded into "
                 "the batch it would mix samples with time. Derive it from snnrobust.temporal.Temporal"

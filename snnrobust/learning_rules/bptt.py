@@ -101,7 +101,7 @@ class BPTT:
         history = History() if path is None or not path.exists() else load_state(path, model, optimizer, identity)
         parallel, parallel_optimizer = fabric.setup(model, optimizer)
         if len(history.records) < epochs:
-            with _bar(progress and fabric.is_global_zero, epochs) as bar:
+            with _EpochBar(progress and fabric.is_global_zero, epochs) as bar:
                 bar.show(history)
                 for epoch in range(len(history.records), epochs):
                     for group in optimizer.param_groups:
@@ -138,9 +138,10 @@ class BPTT:
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss.item()} in epoch {epoch + 1}: lower lr ({self.lr})")
             optimizer.step()
-            loss_sum += loss.item() * len(x)
-            correct += int((logits.argmax(1) == y).sum())
-            seen += len(x)
+            if share > 0:  # else the sample is another process's
+                loss_sum += loss.item() * len(x)
+                correct += int((logits.argmax(1) == y).sum())
+                seen += len(x)
         total = _total(fabric, loss_sum, correct, seen)
         return {"loss": float(total[0] / total[2]), "accuracy": float(total[1] / total[2])}
 
@@ -192,7 +193,7 @@ def _total(fabric: Fabric, *values: float) -> Tensor:
     return fabric.all_reduce(mine, reduce_op="sum")  # type: ignore[return-value]
 
 
-class _bar:
+class _EpochBar:
     """A progress bar of epochs, or nothing."""
 
     def __init__(self, visible: bool, epochs: int) -> None:
@@ -202,7 +203,7 @@ class _bar:
         self._progress = Progress(*columns, disable=not visible)
         self._task = self._progress.add_task("", total=epochs)
 
-    def __enter__(self) -> _bar:
+    def __enter__(self) -> _EpochBar:
         self._progress.start()
         return self
 

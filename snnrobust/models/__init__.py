@@ -6,5 +6,6 @@ from snnrobust.models.classifier import SpikingClassifier
 from snnrobust.models.description import build, describe
 
 __all__ = [
-    "ARCHITECTURES", "Architecture", "Conv", "Dense", "Pool", "SpikingClassifier", "build", "describe", "load", "ordinary", "save", "spiking",
+    "ARCHITECTURES", "Architecture", "Conv", "Dense", "Pool", "SpikingClassifier", "build", "describe", "load", "ordinary",
+    "save", "spiking",
 ]  # fmt: skip

@@ -25,6 +25,11 @@ class Conv:
     channels: int
     kernel: int = 3
 
+    def __post_init__(self) -> None:
+        checks.count("Conv.channels", self.channels)
+        if checks.count("Conv.kernel", self.kernel) % 2 == 0:
+            raise ValueError(f"Conv.kernel must be odd, got {self.kernel}: an even one does not keep the size")
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -32,12 +37,18 @@ class Pool:
 
     size: int = 2
 
+    def __post_init__(self) -> None:
+        checks.count("Pool.size", self.size)
+
 
 @dataclass(frozen=True)
 class Dense:
     """Fully connected layer, normalisation, activation."""
 
     features: int
+
+    def __post_init__(self) -> None:
+        checks.count("Dense.features", self.features)
 
 
 Architecture = Sequence[Conv | Pool | Dense]
@@ -100,9 +111,13 @@ def _layers(
     hidden_bias: bool = False,
 ) -> list[nn.Module]:
     shape = tuple(checks.count("shape", n) for n in shape)
+    if not shape:
+        raise ValueError("shape must be that of one sample, (C, H, W) or (F,), got ()")
     checks.count("classes", classes, low=2)
     layers: list[nn.Module] = []
     for layer in architecture:
+        if not isinstance(layer, Conv | Pool | Dense):
+            raise TypeError(f"architecture must hold Conv, Pool and Dense, got {layer!r}: ARCHITECTURES has named ones")
         if isinstance(layer, Dense):
             if len(shape) > 1:
                 layers.append(nn.Flatten())

@@ -59,7 +59,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
                 found = header.get("kind") or "another program's file"
                 raise ValueError(f"{path} is not a {kind} of {_FORMAT}: it holds {found}")
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["content"])  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+    except (SafetensorError, json.JSONDecodeError, KeyError, RecursionError) as error:
         raise ValueError(
             f"{path} is truncated or not a safetensors file ({error}): restore it or train again"
         ) from error

@@ -43,7 +43,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
     Raises:
         TypeError: a part of it is of a class that is not registered.
     """
-    if isinstance(module, SpikingClassifier):
+    if type(module) is SpikingClassifier:
         parts = {name: describe(part) for name, part in module.named_children()}
         return {"type": "SpikingClassifier", **parts}
     for name, kind in _CONTAINERS.items():
@@ -59,7 +59,8 @@ def describe(module: nn.Module) -> dict[str, Any]:
 
 
 def _parameters(kind: type) -> list[str]:
-    return [p for p in inspect.signature(kind).parameters if p not in ("device", "dtype")]
+    parameters = inspect.signature(kind).parameters.values()
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in ("device", "dtype")]
 
 
 def _value(module: nn.Module, parameter: str) -> Any:
@@ -77,28 +78,34 @@ def build(description: Any) -> nn.Module:
     Raises:
         ValueError: an unknown class or argument, or a value that its constructor refuses.
     """
+    try:
+        return _build(description)
+    except RecursionError as error:
+        raise ValueError("the module description is nested too deeply") from error
+
+
+def _build(description: Any) -> nn.Module:
     if not isinstance(description, dict) or not isinstance(description.get("type"), str):
         raise ValueError(f"a module description must be an object with a type, got {description!r:.80}")
     arguments = {name: value for name, value in description.items() if name != "type"}
     name = description["type"]
     if name == "SpikingClassifier":
-        return _call(SpikingClassifier, {part: build(value) for part, value in arguments.items()})
+        return _call(SpikingClassifier, **{part: _build(value) for part, value in arguments.items()})
     if name in _CONTAINERS:
-        modules = arguments.get("modules")
-        if not isinstance(modules, list):
-            raise ValueError(f"{name} in a module description needs a list of modules")
-        return _CONTAINERS[name](*map(build, modules))
+        if arguments.keys() != {"modules"} or not isinstance(arguments["modules"], list):
+            raise ValueError(f"{name} in a module description needs a list of modules and nothing else")
+        return _call(_CONTAINERS[name], *map(_build, arguments["modules"]))
     classes = _classes()
     checks.choice("module type", name, [*classes, *_CONTAINERS, "SpikingClassifier"])
-    return _call(classes[name], {p: _argument(value) for p, value in arguments.items()})
+    return _call(classes[name], **{p: _argument(value) for p, value in arguments.items()})
 
 
-def _call(kind: type[nn.Module], arguments: dict[str, Any]) -> nn.Module:
+def _call(kind: type[nn.Module], /, *modules: nn.Module, **arguments: Any) -> nn.Module:
     for name in arguments:
         checks.choice(f"argument of {kind.__name__}", name, _parameters(kind))
     try:
-        return kind(**arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+        return kind(*modules, **arguments)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{kind.__name__} in a module description: {error}") from error
 
 

@@ -46,8 +46,8 @@ def lif(
     Source: Neftci, Mostafa and Zenke 2019. The reset is not differentiated, as in Zenke and Vogels 2021.
     """
     checks.sequence("x", x)
-    _check(decay, threshold, reset)
-    return _LIF.apply(x, decay, threshold, reset == "hard", surrogate)  # type: ignore[no-any-return]
+    _check(decay, threshold, reset, surrogate)
+    return _LIF.apply(x, decay, threshold, reset == "hard", surrogate)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _LIF(torch.autograd.Function):
@@ -83,10 +83,12 @@ class _LIF(torch.autograd.Function):
         return grad_h, None, None, None, None
 
 
-def _check(decay: float, threshold: float, reset: str) -> None:
+def _check(decay: float, threshold: float, reset: str, surrogate: Surrogate) -> None:
     checks.number("decay", decay, 0.0, 1.0, hint="use decay=1.0 for integrate-and-fire")
     checks.number("threshold", threshold, 0.0, exclusive_low=True)
     checks.choice("reset", reset, get_args(Reset))
+    if not isinstance(surrogate, Surrogate):
+        raise TypeError(f"surrogate must be a Surrogate such as ATan(2.0), got {surrogate!r}")
 
 
 class LIF(Temporal):
@@ -100,7 +102,7 @@ class LIF(Temporal):
         surrogate: Surrogate = ATan(2.0),  # noqa: B008 (frozen: safe to share)
     ) -> None:
         super().__init__()
-        _check(decay, threshold, reset)
+        _check(decay, threshold, reset, surrogate)
         self.decay, self.threshold, self.reset, self.surrogate = decay, threshold, reset, surrogate
 
     def forward(self, x: Tensor) -> Tensor:

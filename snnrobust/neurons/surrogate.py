@@ -97,7 +97,7 @@ class _Spike(torch.autograd.Function):
 
 def spike(u: Tensor, surrogate: Surrogate) -> Tensor:
     r"""Fire where :math:`u \ge 0`; backward uses ``surrogate.derivative(u)``. Shape and dtype of ``u``."""
-    return _Spike.apply(u, surrogate, False)  # type: ignore[no-any-return]
+    return _Spike.apply(u, surrogate, False)  # type: ignore[no-any-return, no-untyped-call]
 
 
 # Where a module keeps its surrogate: the attribute, and how to make a value for it. SpikingJelly fires at u >= 0,
@@ -107,6 +107,7 @@ _HOMES: tuple[tuple[str, Callable[[Surrogate], object]], ...] = (
     ("surrogate_function", lambda s: _ForeignSpike(s, strict=False)),
     ("spike_grad", lambda s: _ForeignSpike(s, strict=True)),
 )
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class _ForeignSpike:
     spiking: ClassVar[bool] = True
 
     def __call__(self, u: Tensor) -> Tensor:
-        return _Spike.apply(u, self.surrogate, self.strict)  # type: ignore[no-any-return]
+        return _Spike.apply(u, self.surrogate, self.strict)  # type: ignore[no-any-return, no-untyped-call]
 
 
 @contextmanager
@@ -133,23 +134,20 @@ def override(model: nn.Module, surrogate: Surrogate) -> Iterator[nn.Module]:
     homes = [(m, name, make) for m in model.modules() for name, make in _HOMES if _holds(m, name)]
     if not homes:
         raise ValueError(f"{type(model).__name__} has no surrogate to override: is it a spiking model?")
-    before = [_take(m, name) for m, name, _ in homes]
+    # An attribute of the instance hides what is kept as a submodule or on the class, so those stay where they are.
+    before = [m.__dict__.get(name, _ABSENT) for m, name, _ in homes]
     try:
         for m, name, make in homes:
-            object.__setattr__(m, name, make(surrogate))
+            m.__dict__[name] = make(surrogate)
         yield model
     finally:
-        for (m, name, _), (store, value) in zip(homes, before, strict=True):
-            m.__dict__.pop(name, None)
-            store[name] = value
+        for (m, name, _), value in zip(homes, before, strict=True):
+            if value is _ABSENT:
+                m.__dict__.pop(name, None)
+            else:
+                m.__dict__[name] = value
 
 
 def _holds(module: nn.Module, name: str) -> bool:
     value = getattr(module, name, None)
     return isinstance(value, Surrogate) if name == "surrogate" else callable(value)
-
-
-def _take(module: nn.Module, name: str) -> tuple[dict[str, Any], Any]:
-    """The dictionary that holds the attribute (plain, or of submodules) and its value."""
-    store = module.__dict__ if name in module.__dict__ else module._modules
-    return store, store.pop(name)  # type: ignore[return-value]

@@ -24,14 +24,18 @@ def uniform(w: Tensor, bits: int) -> Tensor:
     """
     if not 2 <= checks.count("bits", bits) <= 16:
         raise ValueError(f"bits must be in 2..16, got {bits}: one sign bit and at least one more")
-    largest = w.abs().amax()
+    if not isinstance(w, Tensor) or not w.is_floating_point() or w.numel() == 0:
+        raise TypeError("w must be a floating tensor with at least one element")
+    exact = w.double()  # a step that underflows in float32 would make NaN of 0 / 0
+    largest = exact.abs().amax()
     if not torch.isfinite(largest):
         raise ValueError("w contains NaN or infinity: it cannot be quantized")
-    if largest == 0:
-        return w.clone()
     levels = 2 ** (bits - 1) - 1
     scale = largest / levels
-    return (w / scale).round_().clamp_(-levels, levels).mul_(scale)
+    if scale == 0:
+        return w.clone()
+    quantized: Tensor = (exact / scale).round_().clamp_(-levels, levels).mul_(scale)
+    return quantized.to(w.dtype)
 
 
 class Uniform(Backend):

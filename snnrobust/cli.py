@@ -1,0 +1,206 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="snnrobust",
+    help="Train, attack and harden spiking neural networks, and judge their robustness.\n\nExample: snnrobust demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Run folder; by default runs/NAME.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """A mistake of the user's is one message, not a traceback; so is a warning."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: typer.secho(f"warning: {message}", fg="yellow", err=True)
+            yield
+    except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+
+
+def _width() -> int:
+    return max(80, min(140, shutil.get_terminal_size((110, 24)).columns))
+
+
+def _run(path: Path, folder: Path, quiet: bool) -> None:
+    from snnrobust import experiments
+    from snnrobust.evaluation import RobustnessReport
+
+    with _errors():
+        experiment, text = experiments.read(path)
+        finished = (folder / "results.json").exists()
+        results = experiments.run(experiment, text, folder, progress=not quiet)
+        if finished:
+            typer.echo(f"{folder} was finished already")
+    typer.echo(RobustnessReport(**results["report"]).summary(_width()))
+    for model, found in results["diagnoses"].items():
+        typer.echo(f"gradient of {model}: {found['verdict']}")
+        for check in found["checks"]:
+            if check["status"] in ("failed", "inconclusive"):
+                typer.echo(f"  {check['status']}: {check['name']} ({check['found']})")
+    for trap in results["traps"]:
+        typer.echo(f"\nOn purpose false: {trap['model']}. {trap['text']}")
+    typer.echo(f"\nreport: {folder / 'report.html'}")
+
+
+@app.command()
+def demo(output: Output = None, quiet: Quiet = False) -> None:
+    """Train an ANN and an SNN on handwritten digits, attack both, put them on imperfect chips, and judge them.
+
+    Example: snnrobust demo --output runs/demo
+    """
+    with resources.as_file(resources.files("snnrobust.experiments") / "demo.toml") as path:
+        _run(path, output or Path("runs/demo"), quiet)
+
+
+@app.command()
+def run(
+    experiment: Annotated[Path, typer.Argument(help="An experiment file (TOML).")],
+    output: Output = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run an experiment file; on an interrupted run's folder, go on where it stopped.
+
+    Example: snnrobust run examples/digits.toml -o runs/digits
+    """
+    _run(experiment, output or Path("runs") / experiment.stem, quiet)
+
+
+@app.command()
+def attack(
+    checkpoint: Annotated[Path, typer.Argument(help="A model's checkpoint (safetensors).")],
+    data: Annotated[str, typer.Option(help="Data set: digits, mnist or fashion-mnist.")] = "digits",
+    attack: Annotated[str, typer.Option(help="FGSM, PGD or RandomSign.")] = "PGD",
+    eps: Annotated[list[str] | None, typer.Option(help='Budgets, such as 0.1 or "8/255"; may be repeated.')] = None,
+    steps: Annotated[int, typer.Option(help="Steps of PGD.")] = 20,
+    restarts: Annotated[int, typer.Option(help="Random starts of PGD.")] = 1,
+    eot: Annotated[int, typer.Option(help="Draws averaged in each gradient, for a model with randomness.")] = 4,
+    source: Annotated[Path | None, typer.Option(help="Transfer: craft on the model of this checkpoint.")] = None,
+    samples: Annotated[int, typer.Option(help="The first so many test samples.")] = 200,
+    selection_draws: Annotated[int, typer.Option(help="Draws that select, for a model with randomness.")] = 32,
+    judge_draws: Annotated[int, typer.Option(help="Draws that judge, for a model with randomness.")] = 128,
+    seed: int = 0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for a report.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Attack the model of a checkpoint and print its robust accuracy.
+
+    Example: snnrobust attack runs/demo/models/snn-*.safetensors --eps 0.1 --eps 8/255 --steps 40
+    """
+    from snnrobust import data as datasets
+    from snnrobust import evaluation, models
+    from snnrobust.experiments.build import build_attack
+    from snnrobust.experiments.component import Component
+    from snnrobust.experiments.config import AttackSection
+
+    with _errors():
+        model = models.load(checkpoint)
+        test = datasets.load(data, "test")
+        arguments = {"steps": steps, "restarts": restarts} if attack == "PGD" else {}
+        named = {"source": models.load(source)} if source is not None else {}
+        section = AttackSection(
+            name=attack if source is None else f"transfer of {attack}",
+            attack=Component.model_validate({"type": attack, **arguments}),
+            eot=1 if attack == "RandomSign" else eot,
+            source="source" if named else None,
+        )
+        crafted = build_attack(section, named, random=True)
+        report = evaluation.evaluate(
+            model, test, {section.name: crafted}, eps=eps or ["8/255"], n=samples, seed=seed,
+            selection_draws=selection_draws, judge_draws=judge_draws, name=checkpoint.stem, progress=not quiet,
+        )  # fmt: skip
+    typer.echo(report.summary(_width()))
+    if output is not None:
+        typer.echo(f"report: {report.save(output)}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
+    """Print a run's results and write its report.html anew.
+
+    Example: snnrobust report runs/demo
+    """
+    from snnrobust import experiments
+    from snnrobust.evaluation import RobustnessReport
+
+    with _errors():
+        results = experiments.read_results(folder)
+        path = experiments.render_folder(folder)
+    typer.echo(RobustnessReport(**results["report"]).summary(_width()))
+    typer.echo(f"report: {path}")
+
+
+@app.command("list")
+def list_() -> None:
+    """List everything that an experiment file can name.
+
+    Example: snnrobust list
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from snnrobust.experiments.build import NAMES
+
+    table = Table("what", "names")
+    for what, names in NAMES.items():
+        table.add_row(what, ", ".join(sorted(names)))
+    Console().print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, threads, kernels, devices and the data that is found.
+
+    Example: SNNROBUST_DATA=~/data snnrobust doctor
+    """
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from snnrobust import data as datasets
+    from snnrobust.experiments import versions
+
+    table = Table("what", "found")
+    for name, found in versions().items():
+        table.add_row(name, found)
+    for package in ("snntorch", "spikingjelly", "tonic", "nir", "ray"):
+        table.add_row(f"{package} (optional)", _version(package))
+    table.add_row("threads", str(torch.get_num_threads()))
+    table.add_row("neuron kernels", "torch operations (this version has no compiled kernels)")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    table.add_row("devices", ", ".join(["cpu", *gpus]))
+    table.add_row("data folder", str(datasets.data_root()))
+    for name in datasets.DATASETS:
+        try:
+            sizes = [len(datasets.load(name, split)) for split in ("train", "test")]
+            table.add_row(f"data: {name}", f"{sizes[0]:,} training and {sizes[1]:,} test samples")
+        except (FileNotFoundError, ValueError) as error:
+            table.add_row(f"data: {name}", str(error))
+    Console().print(table)
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,118 @@
+"""From the sections of an experiment file to objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+from torch import nn
+
+from snnrobust import checks, quantization
+from snnrobust.attacks import (
+    ATTACKS,
+    EOT,
+    Attack,
+    Backprop,
+    GradientSource,
+    Linf,
+    Surrogate,
+    Transfer,
+    cross_entropy,
+    margin,
+)
+from snnrobust.data import DATASETS
+from snnrobust.draws import derive, keyed
+from snnrobust.encoders import ENCODERS
+from snnrobust.experiments.component import Component, make
+from snnrobust.experiments.config import AttackSection, ChipSection, Experiment, ModelSection
+from snnrobust.hardware import BACKENDS, Backend, Chain
+from snnrobust.layers import READOUTS
+from snnrobust.learning_rules import RULES, Trainer
+from snnrobust.models import ARCHITECTURES, ordinary, spiking
+from snnrobust.neurons import NEURONS
+from snnrobust.neurons.surrogate import SURROGATES
+
+__all__ = ["LOSSES", "NAMES", "build_attack", "build_backend", "build_model", "build_rule", "rehearse"]
+
+_REGISTERED = quantization  # its quantizers enter BACKENDS when it is imported
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin}
+NAMES: dict[str, list[str]] = {
+    "data": list(DATASETS),
+    "architecture": list(ARCHITECTURES),
+    "encoder": list(ENCODERS),
+    "neuron": list(NEURONS),
+    "surrogate": list(SURROGATES),
+    "readout": list(READOUTS),
+    "learning rule": list(RULES),
+    "attack": list(ATTACKS),
+    "loss": list(LOSSES),
+    "backend": list(BACKENDS),
+}
+_CRAFTED = {name: kind for name, kind in ATTACKS.items() if kind is not Transfer}
+
+
+def build_model(section: ModelSection, shape: Sequence[int], classes: int, seed: int) -> nn.Module:
+    """The untrained model, its weights decided by ``seed`` and its name."""
+    architecture, where = ARCHITECTURES[section.architecture], f"models.{section.name}"
+    with keyed(derive(seed, "weights", section.name)):
+        if section.kind == "ordinary":
+            return ordinary(architecture, shape, classes)
+        encoder = make(section.encoder, ENCODERS, f"{where}.encoder")
+        neuron = make(section.neuron, NEURONS, f"{where}.neuron")
+        readout = make(section.readout, READOUTS, f"{where}.readout")
+        return spiking(architecture, shape, classes, encoder, neuron, section.bntt, readout)
+
+
+def build_rule(section: ModelSection, seed: int) -> Trainer:
+    rule = section.training.rule
+    where = f"models.{section.name}.training.rule"
+    trainer: Trainer = make(rule, RULES, where, seed=derive(seed, "training", section.name) >> 1)
+    return trainer
+
+
+def build_attack(section: AttackSection, models: Mapping[str, nn.Module], random: bool) -> Attack:
+    """The attack, at a budget that the evaluation replaces.
+
+    Args:
+        section: Its section.
+        models: Where a transfer finds its source.
+        random: Whether the model that it differentiates has randomness: without it, averaging draws is a waste.
+    """
+    gradient: GradientSource = Backprop()
+    if section.surrogate is not None:
+        gradient = Surrogate(make(section.surrogate, SURROGATES, f"attacks.{section.name}.surrogate"), gradient)
+    if section.eot > 1 and random:
+        gradient = EOT(section.eot, gradient)
+    component, where = section.attack, f"attacks.{section.name}.attack"
+    given: dict[str, object] = {}
+    kind = _CRAFTED.get(component.type)
+    arguments = dict(component.arguments)
+    if kind is not None:
+        accepted = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+        given = {name: value for name, value in (("threat", Linf(0.0)), ("gradient", gradient)) if name in accepted}
+        if "gradient" not in accepted and (section.surrogate is not None or section.eot > 1):
+            raise ValueError(
+                f"attacks.{section.name}: {component.type} uses no gradient, so eot and surrogate say nothing"
+            )
+        if "loss" in accepted and "loss" in arguments:
+            given["loss"] = LOSSES[checks.choice(f"{where}.loss", str(arguments.pop("loss")), LOSSES)]
+    attack: Attack = make(Component.model_validate({"type": component.type, **arguments}), _CRAFTED, where, **given)
+    return attack if section.source is None else Transfer(attack, models[section.source])
+
+
+def build_backend(section: ChipSection) -> Backend:
+    backends = {name: kind for name, kind in BACKENDS.items() if kind is not Chain}
+    made = [make(c, backends, f"chips.{section.name}.backends[{i}]") for i, c in enumerate(section.backends)]
+    return made[0] if len(made) == 1 else Chain(*made)
+
+
+def rehearse(experiment: Experiment) -> None:
+    """Build everything once, small, so that a mistake is found before any work is done."""
+    shape, classes = ((1, 8, 8) if experiment.data.name == "digits" else (1, 28, 28)), 10
+    models = {m.name: build_model(m, shape, classes, 0) for m in experiment.models}
+    for m in experiment.models:
+        build_rule(m, 0)
+    for attack in experiment.attacks:
+        build_attack(attack, models, random=True)
+    for chip in experiment.chips:
+        build_backend(chip)

@@ -1,0 +1,208 @@
+"""Experiment files: TOML, validated before anything runs. Reading one runs none of its author's code."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from snnrobust import checks
+from snnrobust.data import DATASETS
+from snnrobust.experiments.component import Component
+from snnrobust.models import ARCHITECTURES
+
+__all__ = ["Experiment", "parse", "read"]
+
+Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f/\\]+$")]
+Count = Annotated[int, Field(ge=1)]
+Eps = Annotated[float, BeforeValidator(lambda value: checks.fraction("eps", value, 0.0, 1.0))]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataSection(_Section):
+    """The data set; the last ``validation`` samples of its training part are held out."""
+
+    name: str = "digits"
+    train: Count | None = None
+    validation: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return checks.choice("data set", name, DATASETS)
+
+
+class Training(_Section):
+    """A learning rule and its arguments, and for how long."""
+
+    rule: Component = Component(type="BPTT")
+    epochs: Count = 10
+
+
+class ModelSection(_Section):
+    """A network to be trained; or, with ``same_weights_as``, another's weights behind another encoder."""
+
+    name: Name
+    kind: Literal["spiking", "ordinary"] = "spiking"
+    architecture: str = "conv-small"
+    encoder: Component = Component(type="Poisson", time_steps=8)  # type: ignore[call-arg]
+    neuron: Component = Component(type="LIF")
+    bntt: bool = True
+    readout: Component = Component(type="MeanMembrane")
+    training: Training = Training()
+    same_weights_as: Name | None = None
+    trap: str | None = None  # why this model's result is false, for a model that is here to show it
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        checks.choice("architecture", self.architecture, ARCHITECTURES)
+        if self.kind == "ordinary":
+            spiking = sorted({"encoder", "neuron", "bntt", "readout", "same_weights_as"} & self.model_fields_set)
+            if spiking:
+                raise ValueError(f"an ordinary network has no {', '.join(spiking)}: remove it, or set kind = 'spiking'")
+        return self
+
+
+class AttackSection(_Section):
+    """An attack; ``source`` makes it a transfer from another model, ``models`` limits it to some victims."""
+
+    name: Name
+    attack: Component
+    eot: Count = 1  # draws averaged in each gradient, for victims with randomness
+    surrogate: Component | None = None
+    source: Name | None = None
+    models: tuple[Name, ...] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("models"), list):
+            return {**value, "models": tuple(value["models"])}
+        return value
+
+
+class ChipSection(_Section):
+    """A chip: backends in order, and the seed that identifies it."""
+
+    name: Name
+    backends: list[Component] = Field(min_length=1)
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Evaluation(_Section):
+    samples: Count = 200
+    eps: list[Eps] = Field(default=[8 / 255], min_length=1)
+    chip_eps: list[Eps] | None = Field(default=None, min_length=1)  # default: eps
+    selection_draws: Count = 32
+    judge_draws: Count = 128
+    examples: Annotated[int, Field(ge=0)] = 8
+
+
+class Diagnosis(_Section):
+    eps: Eps
+    samples: Count = 200
+    draws: Count = 32
+    source: Name | None = None
+
+
+class Experiment(_Section):
+    """A whole experiment: every model is trained, attacked, put on every chip and judged."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    data: DataSection = DataSection()
+    models: list[ModelSection] = Field(min_length=1)
+    attacks: list[AttackSection] = Field(min_length=1)
+    chips: list[ChipSection] = Field(default=[])
+    evaluation: Evaluation = Evaluation()
+    diagnosis: Diagnosis | None = None
+
+    @model_validator(mode="after")
+    def _refers(self) -> Self:
+        models = {m.name: m for m in self.models}
+        for what, names in (
+            ("models", [m.name for m in self.models]),
+            ("attacks", [a.name for a in self.attacks]),
+            ("chips", [c.name for c in self.chips]),
+        ):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            if twice:
+                raise ValueError(f"{what}: the name {twice[0]!r} is given twice")
+        references: list[tuple[str, Iterable[str | None]]] = [
+            (f"models.{m.name}.same_weights_as", [m.same_weights_as]) for m in self.models
+        ]
+        references += [(f"attacks.{a.name}.source", [a.source]) for a in self.attacks]
+        references += [(f"attacks.{a.name}.models", a.models or ()) for a in self.attacks]
+        references += [("diagnosis.source", [self.diagnosis.source if self.diagnosis else None])]
+        for what, targets in references:
+            for name in targets:
+                if name is not None and name not in models:
+                    raise ValueError(f"{what}: there is no model {name!r}{checks.nearest(name, models)}")
+        for m in self.models:
+            if m.same_weights_as is not None and models[m.same_weights_as].same_weights_as is not None:
+                raise ValueError(f"models.{m.name}.same_weights_as must name a model that is trained itself")
+            if m.same_weights_as is not None and models[m.same_weights_as].kind != m.kind:
+                raise ValueError(f"models.{m.name}.same_weights_as must name a spiking model")
+        return self
+
+
+def read(path: str | Path) -> tuple[Experiment, str]:
+    """The experiment of a file, and the file's text.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: every mistake in it, by path, with the nearest valid name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no experiment file {path}")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return parse(text, str(path)), text
+
+
+def parse(text: str, origin: str = "experiment") -> Experiment:
+    """The experiment of a TOML text; see :func:`read`."""
+    from snnrobust.experiments.build import rehearse
+
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{origin} is not valid TOML: {error}") from error
+    try:
+        experiment = Experiment.model_validate(content)
+    except ValidationError as error:
+        lines = [f"  {_explain(e, content)}" for e in error.errors()]
+        raise ValueError("\n".join([f"{origin} has {len(lines)} mistake{'s' * (len(lines) > 1)}:", *lines])) from error
+    try:
+        rehearse(experiment)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error
+    return experiment
+
+
+def _explain(error: Any, content: dict[str, Any]) -> str:
+    """One mistake: its path, what is wrong, and for an unknown key the nearest valid name."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+    if error["type"] == "extra_forbidden":
+        valid = _keys(error["loc"][:-1])
+        return f"{path}: unknown key{checks.nearest(error['loc'][-1], valid)}; valid here: {', '.join(valid)}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if error["type"] == "missing" or isinstance(error["input"], dict) else f", got {error['input']!r:.60}"
+    return f"{path}: {message}{given}" if path else message
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "data": DataSection, "models": ModelSection, "attacks": AttackSection, "chips": ChipSection, "evaluation": Evaluation,
+    "diagnosis": Diagnosis, "training": Training,
+}  # fmt: skip
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    named = [part for part in location if isinstance(part, str)]
+    return list((_SECTIONS[named[-1]] if named else Experiment).model_fields)

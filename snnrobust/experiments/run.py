@@ -1,0 +1,267 @@
+"""Run an experiment in a folder. What is finished is on disk; running again goes on from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from snnrobust import data, hardware
+from snnrobust.attacks import Attack, BluntGradientWarning, Linf
+from snnrobust.draws import derive, is_stochastic
+from snnrobust.evaluation import RobustnessReport, diagnose, evaluate
+from snnrobust.evaluation.fingerprint import fingerprint
+from snnrobust.experiments.build import build_attack, build_backend, build_model, build_rule
+from snnrobust.experiments.config import Experiment, ModelSection
+from snnrobust.models import load, save
+from snnrobust.models.checkpoint import write_bytes
+
+__all__ = ["read_results", "render_folder", "run", "versions"]
+
+
+def run(experiment: Experiment, text: str, folder: str | Path, progress: bool = True) -> dict[str, Any]:
+    """Train, attack, deploy and judge; returns what ``results.json`` holds.
+
+    The folder then holds ``experiment.toml``, ``configuration.json`` (with all defaults), ``versions.json``, ``models/`` (a
+    checkpoint, history and resumable training state each), ``cells/``, ``results.json``, ``samples.csv`` and ``report.html``.
+    Every file is written atomically. On a folder of an interrupted run it goes on; on a finished one it does nothing.
+
+    Raises:
+        ValueError: the folder is of another experiment.
+    """
+    from snnrobust.evaluation.html import render  # matplotlib, only where it is needed
+
+    folder = Path(folder)
+    _claim(folder, experiment, text)
+    if (folder / "results.json").exists():
+        return read_results(folder)
+    train, validation, test = _data(experiment)
+    models, histories = _train(experiment, train, validation, folder / "models", progress)
+    report = _evaluate(experiment, models, test, folder / "cells", progress)
+    results: dict[str, Any] = {
+        "name": experiment.name,
+        "report": report.to_json(),
+        "diagnoses": _diagnose(experiment, models, test, folder / "diagnoses", progress),
+        "histories": histories,
+        "configuration": text,
+        "versions": json.loads((folder / "versions.json").read_text()),
+        "traps": [_trap(m) for m in experiment.models if m.trap is not None],
+    }
+    report.save_samples(folder / "samples.csv")
+    write_bytes(folder / "report.html", render(results).encode())
+    _write_json(folder / "results.json", results)  # last: its presence says that all is done
+    return results
+
+
+def read_results(folder: str | Path) -> dict[str, Any]:
+    """The results of a finished run.
+
+    Raises:
+        FileNotFoundError: not a run folder, or not finished.
+        ValueError: the file is damaged.
+    """
+    folder = Path(folder)
+    path = folder / "results.json"
+    if not path.is_file():
+        if (folder / "configuration.json").is_file():
+            raise FileNotFoundError(
+                f"the run in {folder} is not finished: snnrobust run {folder / 'experiment.toml'} -o {folder}"
+            )
+        raise FileNotFoundError(f"{folder} is not a run folder: there is no results.json")
+    try:
+        results = json.loads(path.read_bytes())
+        RobustnessReport(**results["report"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it and run the experiment again, its cells are kept"
+        ) from error
+    return results  # type: ignore[no-any-return]
+
+
+def render_folder(folder: str | Path) -> Path:
+    """Write ``report.html`` of a finished run anew."""
+    from snnrobust.evaluation.html import render
+
+    results = read_results(folder)
+    path = Path(folder) / "report.html"
+    write_bytes(path, render(results).encode())
+    return path
+
+
+def versions() -> dict[str, str]:
+    """What made a result, beside its configuration and seed."""
+    found = {"python": platform.python_version()}
+    for package in ("snnrobust", "torch", "numpy", "scipy", "scikit-learn", "lightning-fabric", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    found["platform"] = f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
+    return found
+
+
+def _claim(folder: Path, experiment: Experiment, text: str) -> None:
+    resolved = experiment.model_dump(mode="json")
+    path = folder / "configuration.json"
+    if path.exists():
+        try:
+            there = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}): give another folder") from error
+        if there != resolved:
+            differing = ", ".join(sorted(k for k in resolved.keys() | there.keys() if resolved.get(k) != there.get(k)))
+            raise ValueError(
+                f"{folder} holds a run of another experiment ({differing} differ): give another folder with -o"
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "experiment.toml").exists():
+        raise ValueError(f"{folder} is not empty and not a run folder: give another with -o")
+    write_bytes(folder / "experiment.toml", text.encode())
+    _write_json(folder / "versions.json", versions())
+    _write_json(path, resolved)
+
+
+def _data(experiment: Experiment) -> tuple[TensorDataset, TensorDataset | None, TensorDataset]:
+    section = experiment.data
+    test = data.load(section.name, "test")
+    x, y = data.load(section.name, "train").tensors
+    wanted = max(experiment.evaluation.samples, experiment.diagnosis.samples if experiment.diagnosis else 0)
+    if wanted > len(test):
+        raise ValueError(f"{wanted} samples are asked for, but {section.name} has only {len(test)} test samples")
+    size = len(x) if section.train is None else section.train
+    if size > len(x) or section.validation >= size:
+        raise ValueError(
+            f"data: train = {size}, validation = {section.validation}, but {section.name} has {len(x)} training samples"
+        )
+    cut = size - section.validation
+    validation = TensorDataset(x[cut:size], y[cut:size]) if section.validation else None
+    return TensorDataset(x[:cut], y[:cut]), validation, test
+
+
+def _train(
+    experiment: Experiment, train: TensorDataset, validation: TensorDataset | None, folder: Path, progress: bool
+) -> tuple[dict[str, nn.Module], dict[str, Any]]:
+    shape, classes = train.tensors[0].shape[1:], int(train.tensors[1].max()) + 1
+    models: dict[str, nn.Module] = {}
+    histories: dict[str, Any] = {}
+    for section in sorted(experiment.models, key=lambda m: m.same_weights_as is not None):
+        final, record = folder / f"{_file(section.name)}.safetensors", folder / f"{_file(section.name)}.history.json"
+        model = build_model(section, shape, classes, experiment.seed)
+        if section.same_weights_as is not None:
+            model.load_state_dict(models[section.same_weights_as].state_dict())
+            models[section.name] = model.eval()
+            continue
+        if not (final.exists() and record.exists()):
+            rule, state = build_rule(section, experiment.seed), folder / f"{_file(section.name)}.training.safetensors"
+            if progress:
+                print(f"training {section.name}: {section.training.epochs} epochs of {section.training.rule.type}")
+            history = rule.fit(
+                model, train, validation, epochs=section.training.epochs, checkpoint=state, progress=progress
+            )
+            _write_json(record, history.records)
+            save(model, final)
+        models[section.name] = load(final)
+        histories[section.name] = json.loads(record.read_bytes())
+    return {m.name: models[m.name] for m in experiment.models}, histories
+
+
+def _evaluate(
+    experiment: Experiment, models: Mapping[str, nn.Module], test: TensorDataset, cells: Path, progress: bool
+) -> RobustnessReport:
+    settings, report = experiment.evaluation, RobustnessReport()
+    for section in experiment.models:
+        model = models[section.name]
+        chips: dict[str, nn.Module | None] = {}
+        for chip in experiment.chips if section.trap is None else ():
+            chips[chip.name] = hardware.deploy(model, build_backend(chip), seed=chip.seed)
+        grids: list[tuple[dict[str, nn.Module | None], Sequence[float]]] = [({"ideal": None}, settings.eps)]
+        if chips:
+            grids.append((chips, settings.chip_eps or settings.eps))
+        for targets, eps in grids:
+            for chip_name, chip_model in targets.items():
+                victim = model if chip_model is None else chip_model
+                with warnings.catch_warnings():
+                    if section.trap is not None:
+                        warnings.simplefilter("ignore", BluntGradientWarning)  # it is what the trap shows
+                    part = evaluate(
+                        model, test, _attacks(experiment, models, section, victim), eps=eps, chips={chip_name: chip_model},
+                        n=settings.samples, seed=derive(experiment.seed, "evaluation") >> 1,
+                        selection_draws=settings.selection_draws, judge_draws=settings.judge_draws, name=section.name,
+                        examples=settings.examples if chip_model is None and section.trap is None else 0,
+                        folder=cells, progress=progress,
+                    )  # fmt: skip
+                report.extend(part)
+    report.settings["seed"] = experiment.seed
+    return report
+
+
+def _attacks(
+    experiment: Experiment, models: Mapping[str, nn.Module], victim: ModelSection, model: nn.Module
+) -> dict[str, Attack]:
+    chosen = [
+        a for a in experiment.attacks
+        if (a.models is None or victim.name in a.models) and a.source not in (victim.name, victim.same_weights_as or victim.name)
+    ]  # fmt: skip
+    chosen = [a for a in chosen if a.surrogate is None or a.source is not None or victim.kind == "spiking"]
+    if not chosen:
+        raise ValueError(f"no attack of the experiment applies to model {victim.name!r}")
+    return {a.name: build_attack(a, models, is_stochastic(models[a.source] if a.source else model)) for a in chosen}
+
+
+def _diagnose(
+    experiment: Experiment, models: Mapping[str, nn.Module], test: TensorDataset, folder: Path, progress: bool
+) -> dict[str, Any]:
+    section, found = experiment.diagnosis, {}
+    if section is None:
+        return {}
+    for victim in experiment.models:
+        source = section.source if section.source not in (victim.name, victim.same_weights_as) else None
+        if source is None:
+            source = next((m.name for m in experiment.models if _independent(m, victim)), None)
+        other = None if source is None else models[source]
+        key = fingerprint(
+            models[victim.name], other, section.model_dump(), experiment.seed, experiment.data.model_dump()
+        )
+        path = folder / f"{key}.json"
+        if not path.exists():
+            report = diagnose(
+                models[victim.name], test, Linf(section.eps), source=other, n=section.samples, seed=experiment.seed,
+                draws=section.draws, progress=progress,
+            )  # fmt: skip
+            _write_json(path, report.to_json())
+        found[victim.name] = json.loads(path.read_bytes())
+    return found
+
+
+def _independent(source: ModelSection, victim: ModelSection) -> bool:
+    """Trained on its own, and sound enough to lend its gradient."""
+    own = {victim.name, victim.same_weights_as}
+    return source.trap is None and source.same_weights_as is None and source.name not in own
+
+
+def _trap(section: ModelSection) -> dict[str, Any]:
+    return {
+        "model": section.name,
+        "same_weights_as": section.same_weights_as,
+        "title": section.name,
+        "text": section.trap,
+    }
+
+
+def _file(name: str) -> str:
+    """A file name for any model name; a digest keeps different names apart."""
+    return f"{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-').lower() or 'model'}-{fingerprint(name)[:6]}"
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_bytes(path, (json.dumps(content, indent=1) + os.linesep).encode())

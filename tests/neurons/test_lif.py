@@ -1,0 +1,313 @@
+"""LIF and IF against traces worked out by hand, a plain Python loop, SpikingJelly and snnTorch."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import snntorch
+import spikingjelly.activation_based.neuron
+import spikingjelly.activation_based.surrogate
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from snntorch.surrogate import atan
+
+from snnrobust.neurons import IF, LIF, lif
+from snnrobust.neurons.surrogate import SURROGATES, ATan, Sigmoid, Surrogate, Triangle
+
+jelly, JellyATan = spikingjelly.activation_based.neuron, spikingjelly.activation_based.surrogate.ATan
+properties = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def _input(*shape, seed=0, low=-0.5, high=1.2, dtype=torch.float32):
+    """Synaptic currents around the threshold 1."""
+    return torch.empty(shape, dtype=dtype).uniform_(low, high, generator=torch.Generator().manual_seed(seed))
+
+
+def _gradient(function, x, weights):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad((function(x) * weights).sum(), x)[0]
+
+
+# --- by hand --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("neuron", "x", "spikes"),
+    [
+        # h: .5 | .25+.75=1 exactly at the threshold, v=0 | .25 | .125+1.5=1.625, v=.625 | .3125
+        (LIF(0.5), [0.5, 0.75, 0.25, 1.5, 0.0], [0, 1, 0, 1, 0]),
+        # h: 1.5, v=.5 | .25+.75=1 fires; hard: 1.5, v=0 | .75
+        (LIF(0.5), [1.5, 0.75], [1, 1]),
+        (LIF(0.5, reset="hard"), [1.5, 0.75], [1, 0]),
+        # h: .75 | 1.5, v=.5 | 1.25, v=.25 | 1, v=0 | .75; hard: .75 | 1.5, v=0 | .75 | 1.5, v=0 | .75
+        (IF(), [0.75] * 5, [0, 1, 1, 1, 0]),
+        (IF(reset="hard"), [0.75] * 5, [0, 1, 0, 1, 0]),
+        # h: 3, v=2 | 2, v=1 | 1, v=0 | 0: at most one spike a step
+        (IF(), [3.0, 0.0, 0.0, 0.0], [1, 1, 1, 0]),
+        # h: -1 | -.5+1.5=1 | 0
+        (LIF(0.5), [-1.0, 1.5, 0.0], [0, 1, 0]),
+        # decay 0 has no memory; h = x
+        (LIF(0.0), [0.9, 0.9, 1.0, -5.0, 1.1], [0, 0, 1, 0, 1]),
+        # threshold 2, h: 1.5 | 1.5+.75=2.25, v=.25 | 1.75 | 2, v=0
+        (IF(threshold=2.0), [1.5, 0.75, 1.5, 0.25], [0, 1, 0, 1]),
+    ],
+)
+def test_membrane_traces_by_hand(neuron, x, spikes):
+    assert neuron(torch.tensor(x).view(-1, 1, 1)).flatten().tolist() == spikes
+
+
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+def test_gradient_by_hand(reset):
+    """Triangle(1, 4) gives 1 - |h - 1| / 4. Soft: h = .5, 1.25 (spike, v = .25), .875. Hard: v = 0, so h_3 = .75."""
+    x = torch.tensor([0.5, 1.0, 0.75], dtype=torch.float64).view(3, 1, 1)
+    gradient = _gradient(LIF(0.5, reset=reset, surrogate=Triangle(1.0, 4.0)), x, torch.ones_like(x)).flatten().tolist()
+    first, second = 1 - 0.5 / 4, 1 - 0.25 / 4
+    if reset == "soft":
+        third = 1 - 0.125 / 4
+        expected = [first + 0.5 * (second + 0.5 * third), second + 0.5 * third, third]
+    else:  # the spike at step 2 cuts the path through v_2
+        third = 1 - 0.25 / 4
+        expected = [first + 0.5 * second, second, third]
+    assert gradient == expected
+
+
+# --- a plain loop ---------------------------------------------------------------------------------------------
+
+
+def plain_lif(x, decay, threshold, hard):
+    """One neuron on Python floats: membranes before the reset, and spikes."""
+    v, membranes, spikes = 0.0, [], []
+    for current in x:
+        h = decay * v + current
+        fires = h >= threshold
+        v = (0.0 if hard else h - threshold) if fires else h
+        membranes.append(h)
+        spikes.append(float(fires))
+    return membranes, spikes
+
+
+def plain_gradient(weights, membranes, spikes, decay, threshold, hard, alpha):
+    """sum over k >= t of g_k s'(h_k - threshold) times the leak (and the cuts) of all steps from t to k."""
+    gradient = []
+    for t in range(len(weights)):
+        total, path = 0.0, 1.0
+        for k in range(t, len(weights)):
+            u = membranes[k] - threshold
+            total += weights[k] * path * (alpha / 2) / (1 + (3.141592653589793 / 2 * alpha * u) ** 2)
+            path *= decay * (1 - spikes[k] if hard else 1)
+        gradient.append(total)
+    return gradient
+
+
+neurons = st.fixed_dictionaries(
+    {
+        "decay": st.one_of(st.sampled_from([0.0, 0.5, 0.95, 1.0]), st.floats(0, 1)),
+        "threshold": st.floats(0.1, 4.0),
+        "reset": st.sampled_from(["soft", "hard"]),
+    }
+)
+shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4)
+
+
+@properties
+@given(neuron=neurons, T=st.integers(1, 12), seed=st.integers(0, 2**32))
+def test_equals_a_plain_loop(neuron, T, seed):
+    x = _input(T, 2, 3, seed=seed, high=2.0, dtype=torch.float64)
+    weights = _input(T, 2, 3, seed=seed + 1, low=-1.0, dtype=torch.float64)
+    hard = neuron["reset"] == "hard"
+    spikes = lif(x, **neuron)
+    gradient = _gradient(lambda x: lif(x, **neuron), x, weights)
+    for b in range(2):
+        for i in range(3):
+            h, s = plain_lif(x[:, b, i].tolist(), neuron["decay"], neuron["threshold"], hard)
+            assert spikes[:, b, i].tolist() == s
+            g = plain_gradient(weights[:, b, i].tolist(), h, s, neuron["decay"], neuron["threshold"], hard, 2.0)
+            assert gradient[:, b, i].tolist() == pytest.approx(g, rel=1e-12, abs=1e-14)
+
+
+@properties
+@given(
+    neuron=neurons,
+    T=st.integers(1, 8),
+    shape=shapes,
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 2**32),
+)
+def test_shape_type_values_and_step(neuron, T, shape, dtype, seed):
+    module, x = LIF(**neuron), _input(T, *shape, seed=seed, high=2.0, dtype=dtype)
+    before, spikes = x.clone(), module(x)
+    assert spikes.shape == x.shape
+    assert spikes.dtype == dtype
+    assert ((spikes == 0) | (spikes == 1)).all()
+    assert torch.equal(x, before)
+
+    def streamed(x):
+        state, outputs = module.initial_state(x[0]), []
+        for x_t in x:
+            s, state = module.step(x_t, state)
+            outputs.append(s)
+        return torch.stack(outputs)
+
+    assert torch.equal(streamed(x), spikes)
+    weights = _input(T, *shape, seed=seed + 1, low=-1.0, dtype=dtype)
+    torch.testing.assert_close(_gradient(streamed, x, weights), _gradient(module, x, weights), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+def test_step_is_forward_in_half_precision(reset, dtype):
+    module, x = LIF(0.9, 0.7, reset), _input(10, 4, 50).to(dtype)
+    state = module.initial_state(x[0])
+    for x_t, expected in zip(x, module(x), strict=True):
+        s, state = module.step(x_t, state)
+        assert torch.equal(s, expected)
+
+
+def test_views_give_the_same():
+    x = _input(6, 5, 4, 3)
+    expected = lif(x, 0.9)
+    assert torch.equal(lif(x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0), 0.9), expected)
+    assert torch.equal(
+        lif(x.movedim(2, -1).contiguous(memory_format=torch.channels_last).movedim(-1, 2), 0.9), expected
+    )
+    still = x[:1].expand(6, -1, -1, -1)
+    assert torch.equal(lif(still, 0.9), lif(still.contiguous(), 0.9))
+    weights = _input(6, 5, 4, 3, seed=1)
+    mixed = weights.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    assert torch.equal(_gradient(lambda x: lif(x, 0.9), x, mixed), _gradient(lambda x: lif(x, 0.9), x, weights))
+
+
+def test_if_is_lif_without_leak():
+    x = _input(9, 4, 4)
+    for reset in ("soft", "hard"):
+        assert torch.equal(IF(0.8, reset)(x), LIF(1.0, 0.8, reset)(x))
+    assert IF().decay == 1.0
+
+
+# --- other libraries ------------------------------------------------------------------------------------------
+
+
+def _jelly(node):
+    def forward(x):
+        node.reset()
+        return node(x)
+
+    return forward
+
+
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+@pytest.mark.parametrize("tau", [None, 2.0, 4.0], ids=str)  # powers of two: 1 - 1/tau and v - v/tau round alike
+@pytest.mark.parametrize("threshold", [1.0, 0.75])
+def test_equals_spikingjelly(reset, tau, threshold):
+    common = {
+        "v_threshold": threshold,
+        "v_reset": None if reset == "soft" else 0.0,
+        "surrogate_function": JellyATan(2.0),
+        "detach_reset": True,
+        "step_mode": "m",
+    }
+    theirs = jelly.IFNode(**common) if tau is None else jelly.LIFNode(tau=tau, decay_input=False, **common)
+    ours = LIF(1.0 if tau is None else 1 - 1 / tau, threshold, reset, ATan(2.0))
+    x, weights = _input(20, 8, 30), _input(20, 8, 30, seed=1, low=-1.0)
+    spikes = ours(x)
+    assert 0.1 < spikes.mean() < 0.9
+    assert torch.equal(spikes, _jelly(theirs)(x))
+    torch.testing.assert_close(_gradient(ours, x, weights), _gradient(_jelly(theirs), x, weights))
+
+
+def _snntorch(node):
+    def forward(x):
+        mem, spikes = torch.zeros_like(x[0]), []
+        for x_t in x:
+            s, mem = node(x_t, mem)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    ("decay", "reset", "options", "gradients"),
+    [
+        # snnTorch resets at the next step by default: u_t = decay * u_{t-1} + x_t - threshold * s_{t-1} (soft), which is
+        # ours without leak; decay * (1 - s_{t-1}) * u_{t-1} + x_t (hard), which is ours.
+        (1.0, "soft", {"reset_mechanism": "subtract"}, True),
+        (0.9, "hard", {"reset_mechanism": "zero"}, True),
+        (1.0, "hard", {"reset_mechanism": "zero"}, True),
+        # With reset_delay=False the spikes are ours, but the reset is differentiated.
+        (0.9, "soft", {"reset_mechanism": "subtract", "reset_delay": False}, False),
+        (0.9, "hard", {"reset_mechanism": "zero", "reset_delay": False}, False),
+    ],
+)
+def test_equals_snntorch(decay, reset, options, gradients):
+    theirs = _snntorch(snntorch.Leaky(beta=decay, spike_grad=atan(2.0), **options))
+    ours = LIF(decay, 1.0, reset, ATan(2.0))
+    x, weights = _input(20, 8, 30, high=0.9), _input(20, 8, 30, seed=1, low=-1.0)
+    spikes = ours(x)
+    assert 0.1 < spikes.mean() < 0.9
+    assert torch.equal(spikes, theirs(x))
+    if gradients:
+        torch.testing.assert_close(_gradient(ours, x, weights), _gradient(theirs, x, weights))
+
+
+# --- errors ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"decay": 1.3}, ValueError, "decay must be in [0, 1], got 1.3: use decay=1.0 for integrate-and-fire"),
+        ({"decay": -0.1}, ValueError, "decay must be in [0, 1], got -0.1"),
+        ({"decay": float("nan")}, ValueError, "decay must be in [0, 1], got nan"),
+        ({"decay": "0.9"}, TypeError, "decay must be a number, got '0.9'"),
+        ({"decay": 0.9, "threshold": 0.0}, ValueError, "threshold must be in (0, inf], got 0.0"),
+        ({"decay": 0.9, "threshold": -1}, ValueError, "threshold must be in (0, inf], got -1"),
+        ({"decay": 0.9, "threshold": float("inf")}, ValueError, "threshold must be in (0, inf], got inf"),
+        ({"decay": 0.9, "reset": "none"}, ValueError, "reset must be one of soft, hard; got 'none'"),
+        ({"decay": 0.9, "surrogate": "ATan"}, TypeError, "surrogate must be a Surrogate such as ATan(2.0), got 'ATan'"),
+        (
+            {"decay": 0.9, "surrogate": Sigmoid},
+            TypeError,
+            "surrogate must be a Surrogate such as ATan(2.0), got <class",
+        ),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    for make in (LIF, lambda **arguments: lif(torch.ones(1, 1), **arguments)):
+        with pytest.raises(error, match="^" + re.escape(message)):
+            make(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("x", "error"),
+    [
+        (torch.ones(3), ValueError),
+        (torch.ones(0, 3), ValueError),
+        (torch.ones(2, 3).long(), TypeError),
+        (None, TypeError),
+    ],
+)
+def test_bad_input(x, error):
+    with pytest.raises(error, match=r"^x must be "):
+        LIF()(x)
+
+
+def test_an_attribute_set_to_nonsense_is_found_at_the_next_forward():
+    neuron = LIF()
+    neuron.decay = 1.5
+    with pytest.raises(ValueError, match="decay must be in"):
+        neuron(torch.ones(2, 3))
+
+
+def test_a_new_surrogate_is_one_small_class():
+    class Box(Surrogate):
+        def derivative(self, u):
+            return (u.abs() < 0.5).to(u.dtype)
+
+    try:
+        x = torch.tensor([[0.4, 0.6, 1.4, 1.6]])
+        assert _gradient(LIF(surrogate=Box()), x, torch.ones(1, 4)).tolist() == [[0, 1, 1, 0]]
+    finally:
+        assert SURROGATES.pop("Box") is Box

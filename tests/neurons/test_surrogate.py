@@ -1,0 +1,218 @@
+"""Surrogate derivatives against their formulas and the other libraries; ``override`` on all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import snntorch
+import snntorch.surrogate
+import spikingjelly.activation_based.neuron
+import spikingjelly.activation_based.surrogate
+import torch
+from torch import nn
+
+from snnrobust.layers import Sequential
+from snnrobust.neurons import IF, LIF
+from snnrobust.neurons.surrogate import SURROGATES, ATan, FastSigmoid, Sigmoid, Surrogate, Triangle, override, spike
+
+jelly, jelly_surrogate = spikingjelly.activation_based.neuron, spikingjelly.activation_based.surrogate
+torch_surrogate = snntorch.surrogate
+
+U = np.concatenate([np.linspace(-3, 3, 61), [1e-8, -1e-8, 0.5, 1.0, -1.0, 40.0]])
+
+FORMULAS = [
+    (ATan(2.0), lambda u: 1 / (1 + (np.pi * u) ** 2)),
+    (ATan(3.0), lambda u: 1.5 / (1 + (1.5 * np.pi * u) ** 2)),
+    (Triangle(), lambda u: 0.3 * np.maximum(0, 1 - np.abs(u))),
+    (Triangle(0.8, 0.5), lambda u: 0.8 * np.maximum(0, 1 - np.abs(u) / 0.5)),
+    (FastSigmoid(), lambda u: 1 / (1 + 25 * np.abs(u)) ** 2),
+    (FastSigmoid(10.0), lambda u: 1 / (1 + 10 * np.abs(u)) ** 2),
+    (Sigmoid(), lambda u: 4 * np.exp(-4 * u) / (1 + np.exp(-4 * u)) ** 2),
+    (Sigmoid(1.5), lambda u: 1.5 * np.exp(-1.5 * u) / (1 + np.exp(-1.5 * u)) ** 2),
+]
+
+
+def _slope(function, u):
+    """The gradient that ``function`` passes at ``u``."""
+    u = u.clone().requires_grad_()
+    return torch.autograd.grad(function(u).sum(), u)[0]
+
+
+@pytest.mark.parametrize(("surrogate", "formula"), FORMULAS, ids=lambda v: str(v) if isinstance(v, Surrogate) else "")
+def test_derivative_is_its_formula(surrogate, formula):
+    u = torch.tensor(U)
+    np.testing.assert_allclose(surrogate.derivative(u).numpy(), formula(U), rtol=1e-12, atol=1e-15)
+    assert np.array_equal(u.numpy(), U)  # the membrane is left alone
+    assert torch.equal(_slope(lambda u: 2.0 * spike(u, surrogate), u), 2.0 * surrogate.derivative(u))
+    assert surrogate.derivative(u.float()).dtype == torch.float32
+
+
+def test_every_surrogate_has_a_formula():
+    assert {type(s).__name__ for s, _ in FORMULAS} == {n for n, s in SURROGATES.items() if "snnrobust" in s.__module__}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (ATan(2.0), jelly_surrogate.ATan(2.0)),
+        (ATan(0.7), torch_surrogate.atan(0.7)),
+        (Sigmoid(4.0), jelly_surrogate.Sigmoid(4.0)),
+        (Sigmoid(6.0), torch_surrogate.sigmoid(6.0)),
+        (Triangle(2.0, 0.5), jelly_surrogate.PiecewiseQuadratic(2.0)),
+        (FastSigmoid(1.0), jelly_surrogate.SuperSpike(1.0)),
+        (FastSigmoid(25.0), torch_surrogate.fast_sigmoid(25.0)),
+    ],
+)
+def test_derivative_equals_other_libraries(ours, theirs):
+    u = torch.tensor(U)
+    torch.testing.assert_close(ours.derivative(u), _slope(theirs, u), rtol=1e-12, atol=1e-15)
+
+
+def test_spike_fires_at_zero():
+    u = torch.tensor([-1.0, -1e-30, -0.0, 0.0, 1e-30, 2.0], dtype=torch.float64)
+    s = spike(u, ATan())
+    assert s.tolist() == [0, 0, 1, 1, 1, 1]
+    assert s.dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", [ATan, Triangle, FastSigmoid, Sigmoid])
+def test_parameters_are_checked_and_frozen(kind):
+    for value in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=rf"{kind.__name__}\.\w+ must be in \(0, inf\], got {value}"):
+            kind(value)
+    with pytest.raises(TypeError, match=r"must be a number, got '2'"):
+        kind("2")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(kind(), dataclasses.fields(kind)[0].name, 3.0)
+    assert kind(1.5) == kind(1.5)
+    assert kind(1.5) != kind(1.25)
+
+
+# --- override -------------------------------------------------------------------------------------------------
+
+
+class Jelly(nn.Module):
+    """A model written in SpikingJelly."""
+
+    def __init__(self):
+        super().__init__()
+        self.node = jelly.LIFNode(tau=2.0, decay_input=False, v_reset=None, detach_reset=True, step_mode="m")
+
+    def forward(self, x):
+        self.node.reset()
+        return self.node(x)
+
+
+class Torch(nn.Module):
+    """A model written in snnTorch."""
+
+    def __init__(self):
+        super().__init__()
+        self.node = snntorch.Leaky(beta=0.5, spike_grad=torch_surrogate.fast_sigmoid(25))
+
+    def forward(self, x):
+        mem, spikes = self.node.reset_mem(), []
+        for x_t in x:
+            s, mem = self.node(x_t, mem)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
+class OnTheClass(nn.Module):
+    surrogate = ATan(2.0)
+
+    def forward(self, x):
+        return spike(x - 1.0, self.surrogate)
+
+
+class AsSubmodule(Torch):
+    """snnTorch with a surrogate that is a module."""
+
+    def __init__(self):
+        super().__init__()
+        del self.node.spike_grad
+        self.node.spike_grad = jelly_surrogate.ATan(2.0)
+        self.node.after = nn.Identity()
+
+
+MODELS = {
+    "ours": (lambda: Sequential(LIF(0.5)), "0.surrogate"),
+    "nested": (lambda: Sequential(nn.Sequential(nn.Identity(), IF())), "0.1.surrogate"),
+    "spikingjelly": (Jelly, "node.surrogate_function"),
+    "snntorch": (Torch, "node.spike_grad"),
+    "submodule": (AsSubmodule, "node.spike_grad"),
+    "class attribute": (OnTheClass, "surrogate"),
+}
+
+
+def _get(model, path):
+    *modules, name = path.split(".")
+    return getattr(model.get_submodule(".".join(modules)), name)
+
+
+@pytest.mark.parametrize(("make", "home"), MODELS.values(), ids=MODELS)
+def test_override_swaps_gradients_not_spikes_and_restores(make, home):
+    model, new = make(), Triangle(0.7, 2.0)
+    x = torch.rand(1, 5, 8, generator=torch.Generator().manual_seed(0)) * 2
+    before, order = _get(model, home), [name for name, _ in model.named_modules()]
+    spikes, gradient = model(x), _slope(model, x)
+    expected = new.derivative(x - 1.0)  # one step from rest: u = x - threshold
+    assert not torch.allclose(gradient, expected, atol=1e-2)
+    with override(model, new) as overridden:
+        assert overridden is model
+        assert torch.equal(model(x), spikes)
+        torch.testing.assert_close(_slope(model, x), expected)
+    assert _get(model, home) is before
+    assert [name for name, _ in model.named_modules()] == order
+    assert torch.equal(_slope(model, x), gradient)
+
+
+@pytest.mark.parametrize(("make", "home"), MODELS.values(), ids=MODELS)
+def test_override_restores_after_an_exception(make, home):
+    model = make()
+    before = _get(model, home)
+
+    def fail():
+        assert _get(model, home) is not before
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"), override(model, Sigmoid()):
+        fail()
+    assert _get(model, home) is before
+
+
+def test_override_reaches_every_neuron_and_nests():
+    model = nn.ModuleList([LIF(surrogate=ATan(1.0)), IF(surrogate=Sigmoid(2.0)), nn.ModuleList([Jelly(), Torch()])])
+    before = [model[0].surrogate, model[1].surrogate, model[2][0].node.surrogate_function, model[2][1].node.spike_grad]
+    outer, inner = ATan(9.0), Triangle(0.5)
+    with override(model, outer):
+        with override(model, inner):
+            assert model[0].surrogate is model[1].surrogate is inner
+        assert model[0].surrogate is model[1].surrogate is outer
+        for node in (model[2][0].node.surrogate_function, model[2][1].node.spike_grad):
+            assert torch.equal(_slope(node, torch.tensor([0.1])), outer.derivative(torch.tensor([0.1])))
+    after = [model[0].surrogate, model[1].surrogate, model[2][0].node.surrogate_function, model[2][1].node.spike_grad]
+    assert all(a is b for a, b in zip(after, before, strict=True))
+
+
+def test_foreign_spikes_keep_their_convention_at_the_threshold():
+    model = nn.ModuleDict({"jelly": Jelly(), "torch": Torch()})
+    with override(model, ATan()):
+        assert model["jelly"](torch.ones(1, 1, 1)).item() == 1.0  # fires at u >= 0
+        assert model["torch"](torch.ones(1, 1, 1)).item() == 0.0  # fires at u > 0
+
+
+def test_override_that_swaps_nothing_raises():
+    with (
+        pytest.raises(ValueError, match="Linear has no surrogate to override: is it a spiking model"),
+        override(nn.Linear(2, 2), ATan()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("surrogate", [ATan, "ATan", None, 2.0])
+def test_override_with_something_else_raises(surrogate):
+    with pytest.raises(TypeError, match="surrogate must be a Surrogate such as"), override(LIF(), surrogate):
+        pass
