@@ -10,7 +10,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-__all__ = ["choice", "count", "fraction", "labels", "nearest", "number", "pixels", "sequence"]
+__all__ = ["choice", "count", "fraction", "labels", "logits", "nearest", "number", "pixels", "sequence"]
 
 
 def number(
@@ -107,6 +107,17 @@ def labels(name: str, y: Tensor, batch: int, classes: int | None = None) -> Tens
     if classes is not None and len(y) and not (int(y.min()) >= 0 and int(y.max()) < classes):
         raise ValueError(f"{name} must lie in 0..{classes - 1}, got {int(y.min())}..{int(y.max())}")
     return y
+
+
+def logits(value: Tensor, y: Tensor) -> Tensor:
+    """What a model returned for ``len(y)`` samples: ``[B, K]``, no NaN, and ``y`` within its K classes."""
+    if not isinstance(value, Tensor) or value.dim() != 2 or len(value) != len(y):
+        given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"the model must return logits [B, K] for B = {len(y)}, got {given}")
+    if value.detach().isnan().any():
+        raise ValueError("the model returned NaN logits")
+    labels("y", y, len(value), value.shape[1])
+    return value
 
 
 def _hint(hint: str) -> str:

@@ -103,7 +103,7 @@ def attack(
 ) -> None:
     """Attack the model of a checkpoint and print its robust accuracy.
 
-    Example: snnrobust attack runs/demo/models/snn-*.safetensors --eps 0.1 --eps 8/255 --steps 40
+    Example: snnrobust attack runs/demo/models/snn.safetensors --eps 0.1 --eps 8/255 --steps 40
     """
     from snnrobust import data as datasets
     from snnrobust import evaluation, models
@@ -204,3 +204,7 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+if __name__ == "__main__":
+    app()

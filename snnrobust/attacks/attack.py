@@ -57,12 +57,11 @@ class Attack:
         """
         checks.pixels("x", x, bounds=self.threat.bounds)
         checks.labels("y", y, len(x))
-        ids = torch.arange(len(x)) if sample_ids is None else sample_ids
-        if ids.shape != y.shape:
-            raise ValueError(f"sample_ids must be one id a sample, got shape {tuple(ids.shape)} for {len(x)} samples")
+        ids = checks.labels("sample_ids", torch.arange(len(x)) if sample_ids is None else sample_ids, len(x))
+        x = x.detach()
         key = _key_of(x) if seed is None else derive(checks.count("seed", seed, low=0), "attack")
         with undisturbed(model):
-            x_adv = self.perturb(model, x.detach(), y, Stream(key, ids))
+            x_adv = self.perturb(model, x, y, Stream(key, ids))
         self.threat.validate(x, x_adv)
         return x_adv
 

@@ -49,7 +49,7 @@ class Backprop:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss, stream: Stream) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_()
         with torch.enable_grad(), draws(model, stream.key, stream.sample_ids):
-            logits = _checked(model(x), y)
+            logits = checks.logits(model(x), y)
             total = loss(logits, y).sum()
             gradient = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
         if gradient is None:
@@ -62,15 +62,6 @@ class Backprop:
                 f"the gradient of {int(gradient.isnan().flatten(1).any(1).sum())} of {len(x)} samples has NaN"
             )
         return gradient, logits.detach()
-
-
-def _checked(logits: Tensor, y: Tensor) -> Tensor:
-    if logits.dim() != 2 or len(logits) != len(y):
-        raise ValueError(f"the model must return logits [B, K] for B = {len(y)}, got shape {tuple(logits.shape)}")
-    if logits.detach().isnan().any():
-        raise ValueError("the model returned NaN logits")
-    checks.labels("y", y, len(logits), logits.shape[1])
-    return logits
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from snnrobust import checks
 from snnrobust.attacks.gradient import margin
 from snnrobust.draws import Stream, draws
 
@@ -30,9 +31,7 @@ def measure(model: nn.Module, x: Tensor, y: Tensor, stream: Stream, n: int) -> M
     for i in range(n):
         key = stream.fork("draw", i).key
         with draws(model, key, stream.sample_ids):
-            logits = model(x)
-        if logits.isnan().any():
-            raise ValueError("the model returned NaN logits")
+            logits = checks.logits(model(x), y)
         predicted = logits.argmax(1)
         correct += predicted == y
         margins += margin(logits.double(), y)

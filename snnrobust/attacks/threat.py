@@ -50,13 +50,10 @@ class Linf:
         exact = x.detach().double()
         for sign in (-1.0, 1.0):
             edge = (exact + sign * self.eps).clamp(*self.bounds).to(x.dtype)
-            while (outside := ((edge.double() - exact).abs() > self.eps) | self._out(edge)).any():
-                edge = torch.where(outside, torch.nextafter(edge, x), edge)  # a rounding went too far: step inward
-            edges.append(edge)
+            wide = edge.double()
+            outside = ((wide - exact).abs() > self.eps) | (wide < self.bounds[0]) | (wide > self.bounds[1])
+            edges.append(torch.where(outside, torch.nextafter(edge, x), edge))  # a rounding went too far: step inward
         return edges[0], edges[1]
-
-    def _out(self, edge: Tensor) -> Tensor:
-        return (edge.double() < self.bounds[0]) | (edge.double() > self.bounds[1])
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The nearest legal input."""

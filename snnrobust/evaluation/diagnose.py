@@ -160,7 +160,8 @@ def diagnose(
                 "Attack with other surrogates (attacks.Surrogate), more EOT draws, restarts.",
             ),
             (
-                "the whole box breaks what swapping images breaks", whole_box, swapped, (f"PGD-40 at eps = {box:g}", "another class's image"),
+                "the whole box breaks what swapping images breaks", whole_box, swapped,
+                (f"PGD-40 at eps = {box:g}", "another class's image"),
                 "With the whole box allowed the attack could put in another class's image, and does worse than that: it fails.",
                 "The gradient does not lead there. Check the encoder's gradient, quantizers and saturated neurons.",
             ),

@@ -34,9 +34,9 @@ SERIES = (
     "#56669c",
 )  # after Okabe & Ito and Tol: safe for colour blindness
 MARKERS = ("o", "s", "^", "D", "v", "P")
-WIDTH = 4.0  # inches a panel: text of 10 points stays legible on a phone
-TEXT = 10.0
-STYLE = {
+WIDTH, HEIGHT = 4.0, 2.9  # inches a panel: small, so that its text stays legible on a phone
+TEXT = 11.0
+STYLE: dict[Any, Any] = {
     "font.size": TEXT, "text.parse_math": False, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED,
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
     "figure.facecolor": PAPER, "axes.facecolor": PAPER, "svg.fonttype": "none", "svg.hashsalt": "snnrobust",
@@ -64,11 +64,11 @@ def accuracy_vs_eps(report: Report, *, models: Sequence[str] | None = None, chip
     chosen = _chosen(rows, models)
     attacks = [a for a in distinct(rows, "attack") if a not in (CLEAN, WORST, NULL)]
     with style():
-        figure, panels = _panels(len(chosen), 2.9, 4 + len(attacks))
+        figure, panels = _panels(len(chosen))
         for axes, model in zip(panels, chosen, strict=True):
             on = chip if chip is not None else chips_of(rows, model)[0]
             _titled(axes, model)
-            _banded(axes, curve(rows, model, on, WORST), INK, "worst case, 95 % band")
+            _banded(axes, curve(rows, model, on, WORST), INK, "worst case (95 % band)")
             for i, attack in enumerate(attacks):
                 one = curve(rows, model, on, attack)
                 if len(one.eps) > 1 or (one.eps and one.eps[0] > 0):
@@ -84,7 +84,7 @@ def accuracy_vs_eps(report: Report, *, models: Sequence[str] | None = None, chip
                     color=MUTED,
                     linestyle=(0, (4, 2)),
                     lw=1.4,
-                    label="null control (random signs)",
+                    label="null control",
                     zorder=2,
                 )
             _budgets(axes, rows)
@@ -106,7 +106,7 @@ def compare_worst_case(
     rows = rows_of(report)
     chosen = _chosen(rows, list(models))
     with style():
-        figure, panels = _panels(1, 2.9, 2 * len(chosen) + 2)
+        figure, panels = _panels(1)
         for i, model in enumerate(chosen):
             on = chip if chip is not None else chips_of(rows, model)[0]
             _banded(
@@ -122,7 +122,7 @@ def compare_worst_case(
                 noise.eps, noise.accuracy, color=MUTED, linestyle=(0, (4, 2)), lw=1.4, label="random signs", zorder=2
             )
         _budgets(panels[0], [r for r in rows if r["model"] in chosen])
-        _legend(figure, panels, columns=1)
+        _legend(figure, panels, most=1)
     return figure
 
 
@@ -138,7 +138,7 @@ def accuracy_per_chip(report: Report, *, models: Sequence[str] | None = None) ->
     every = distinct([r for r in rows if r["model"] in chosen], "chip")
     budgets = sorted({r["eps"] for r in rows if r["attack"] == WORST and r["model"] in chosen})
     with style():
-        figure, panels = _panels(len(chosen), 2.9, len(every))
+        figure, panels = _panels(len(chosen))
         for axes, model in zip(panels, chosen, strict=True):
             _titled(axes, model)
             for i, chip in enumerate(every):
@@ -156,7 +156,8 @@ def accuracy_per_chip(report: Report, *, models: Sequence[str] | None = None) ->
                     fmt=MARKERS[i % len(MARKERS)], ms=6, lw=1.6, capsize=2.5, color=SERIES[i % len(SERIES)], label=label(chip),
                 )  # fmt: skip
             axes.axvline(0.5, color=GRID, lw=1)
-            axes.set_xticks(range(1 + len(budgets)), ["clean", *map(eps_text, budgets)])
+            ticks = ["clean", *map(eps_text, budgets)]
+            axes.set_xticks(range(len(ticks)), ticks, rotation=90 if max(map(len, ticks)) * len(ticks) > 34 else 0)
             axes.set_xlim(-0.5, len(budgets) + 0.5)
             axes.set_xlabel("worst case at eps", x=(1 + len(budgets) / 2) / (len(budgets) + 1))
             _percentages(axes)
@@ -333,10 +334,10 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _panels(count: int, height: float, entries: int) -> tuple[Figure, list[Axes]]:
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(count, 3)
     lines = ceil(count / columns)
-    figure = _figure(WIDTH * columns, height * lines + 0.11 * entries)
+    figure = _figure(WIDTH * columns, HEIGHT * lines)
     grid = figure.subplots(lines, columns, squeeze=False)
     for spare in list(grid.flat)[count:]:
         spare.remove()
@@ -359,7 +360,7 @@ def _banded(axes: Axes, found: Curve, colour: str, name: str, marker: str = "") 
 
 
 def _titled(axes: Axes, name: str) -> None:
-    axes.set_title(label(name, 38), loc="left", fontsize=TEXT + 1, fontweight="bold")
+    axes.set_title(label(name, 38), loc="left", fontsize=TEXT + 0.5, fontweight="bold")
 
 
 def _percentages(axes: Axes) -> None:
@@ -372,26 +373,38 @@ def _percentages(axes: Axes) -> None:
 
 
 def _budgets(axes: Axes, rows: Sequence[Row]) -> None:
-    """The axes of accuracy over budget: a tick at each budget, unless they are too close."""
+    """The axes of accuracy over budget: a tick at 0 and, from the largest budget down, wherever its text has room."""
     budgets = sorted({float(r["eps"]) for r in rows} | {0.0})
-    axes.set_xlim(-0.03 * (budgets[-1] or 1), 1.03 * (budgets[-1] or 1))
-    ticks = budgets[:1]
-    for budget in budgets[1:]:
-        if budget - ticks[-1] >= 0.12 * budgets[-1]:
+    largest = budgets[-1] or 1.0
+    ticks = [largest, 0.0]
+    for budget in reversed(budgets):
+        if all(abs(budget - t) > largest * 0.035 * max(len(eps_text(budget)), 2) for t in ticks):
             ticks.append(budget)
-    axes.set_xticks(ticks, [eps_text(t) for t in ticks])
+    axes.set_xlim(-0.03 * largest, 1.03 * largest)
+    axes.set_xticks(sorted(ticks), [eps_text(t) for t in sorted(ticks)])
     axes.set_xlabel("eps, the attack's budget")
     _percentages(axes)
 
 
-def _legend(figure: Figure, panels: Sequence[Axes], columns: int | None = None) -> None:
-    """Below the panels, where it covers nothing."""
+def _legend(figure: Figure, panels: Sequence[Axes], most: int = 4) -> None:
+    """Below the panels, where it covers nothing, in as many columns as fit."""
     handles: dict[str, Artist] = {}
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
     if not handles:
         return
-    widest = max(map(len, handles))
-    columns = columns or max(1, min(len(handles), int(46 / (widest + 6)) * min(len(panels), 3)))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=TEXT - 0.5)
+    width, height = figure.get_size_inches()
+    for columns in range(min(len(handles), most), 0, -1):
+        parts = np.array_split([len(name) for name in handles], columns)
+        if sum(0.6 + 0.085 * int(part.max()) for part in parts) < width:
+            break
+    figure.set_size_inches(width, height + 0.22 * len(parts[0]))
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=TEXT - 0.5,
+        columnspacing=1.2,
+    )

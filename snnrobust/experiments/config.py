@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,11 +15,16 @@ from snnrobust.data import DATASETS
 from snnrobust.experiments.component import Component
 from snnrobust.models import ARCHITECTURES
 
-__all__ = ["Experiment", "parse", "read"]
+__all__ = ["Experiment", "file_name", "parse", "read"]
 
 Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f/\\]+$")]
 Count = Annotated[int, Field(ge=1)]
 Eps = Annotated[float, BeforeValidator(lambda value: checks.fraction("eps", value, 0.0, 1.0))]
+
+
+def file_name(name: str) -> str:
+    """What a model's files are called: letters and digits of its name, joined by hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"
 
 
 class _Section(BaseModel):
@@ -134,6 +140,9 @@ class Experiment(_Section):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"{what}: the name {twice[0]!r} is given twice")
+        files = [file_name(name) for name in models]
+        if len(set(files)) < len(files):
+            raise ValueError(f"models: two names give the same file name: {', '.join(models)}")
         references: list[tuple[str, Iterable[str | None]]] = [
             (f"models.{m.name}.same_weights_as", [m.same_weights_as]) for m in self.models
         ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +21,7 @@ from snnrobust.draws import derive, is_stochastic
 from snnrobust.evaluation import RobustnessReport, diagnose, evaluate
 from snnrobust.evaluation.fingerprint import fingerprint
 from snnrobust.experiments.build import build_attack, build_backend, build_model, build_rule
-from snnrobust.experiments.config import Experiment, ModelSection
+from snnrobust.experiments.config import Experiment, ModelSection, file_name
 from snnrobust.models import load, save
 from snnrobust.models.checkpoint import write_bytes
 
@@ -155,14 +154,15 @@ def _train(
     models: dict[str, nn.Module] = {}
     histories: dict[str, Any] = {}
     for section in sorted(experiment.models, key=lambda m: m.same_weights_as is not None):
-        final, record = folder / f"{_file(section.name)}.safetensors", folder / f"{_file(section.name)}.history.json"
+        stem = file_name(section.name)
+        final, record = folder / f"{stem}.safetensors", folder / f"{stem}.history.json"
         model = build_model(section, shape, classes, experiment.seed)
         if section.same_weights_as is not None:
             model.load_state_dict(models[section.same_weights_as].state_dict())
             models[section.name] = model.eval()
             continue
         if not (final.exists() and record.exists()):
-            rule, state = build_rule(section, experiment.seed), folder / f"{_file(section.name)}.training.safetensors"
+            rule, state = build_rule(section, experiment.seed), folder / f"{stem}.training.safetensors"
             if progress:
                 print(f"training {section.name}: {section.training.epochs} epochs of {section.training.rule.type}")
             history = rule.fit(
@@ -256,11 +256,6 @@ def _trap(section: ModelSection) -> dict[str, Any]:
         "title": section.name,
         "text": section.trap,
     }
-
-
-def _file(name: str) -> str:
-    """A file name for any model name; a digest keeps different names apart."""
-    return f"{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-').lower() or 'model'}-{fingerprint(name)[:6]}"
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from snnrobust import checks
+from snnrobust.layers.readout import Readout
 from snnrobust.temporal import State, Temporal
 
 __all__ = ["Sequential"]
@@ -28,8 +29,9 @@ class Sequential(Temporal):
         super().__init__()
         for index, module in enumerate(modules):
             self.add_module(str(index), module)
-        for _ in self._parts():
-            pass
+        for part in list(self._parts())[:-1]:
+            if isinstance(part, Readout):
+                raise TypeError(f"{type(part).__name__} ends the sequence, so nothing can follow it in a Sequential")
 
     def __len__(self) -> int:
         return len(self._modules)

@@ -46,7 +46,7 @@ def test_gradient(readout):
 
 
 def test_numbers_by_hand():
-    x = torch.tensor([1.0, 0.0, 2.0]).view(3, 1, 1)
+    x = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64).view(3, 1, 1)
     assert MeanMembrane(0.5)(x).item() == (1 + 0.5 + 2.25) / 3
     assert MeanMembrane(1.0)(x).item() == (1 + 1 + 3) / 3
     assert MeanOutput()(x).item() == 1.0

@@ -157,7 +157,7 @@ def test_bad_input():
 
 
 def test_a_readout_may_not_be_followed():
-    """It ends the sequence: ``[T, B, K]`` becomes ``[B, K]``, which no temporal module after it can take for time."""
-    network = Sequential(nn.Linear(2, 2), MeanOutput(), LIF())
-    with pytest.raises(ValueError, match="x must be"):
-        network(torch.ones(4, 3, 2))
+    """It ends the sequence: a neuron after it would take the samples of ``[B, K]`` for time."""
+    with pytest.raises(TypeError, match="MeanOutput ends the sequence, so nothing can follow it"):
+        Sequential(nn.Linear(2, 2), nn.Sequential(MeanOutput()), LIF())
+    assert Sequential(nn.Linear(2, 2), MeanOutput())(torch.ones(4, 3, 2)).shape == (3, 2)

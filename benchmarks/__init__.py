@@ -1,0 +1,1 @@
+"""Speed of snnrobust beside its peers: ``python -m benchmarks``. Not part of the installed package."""

@@ -1,0 +1,313 @@
+"""The report as one HTML page that needs no other file, no network and no script."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from snnrobust.evaluation import plots
+from snnrobust.evaluation.plots import Row, chips_of, distinct, eps_text
+from snnrobust.evaluation.report import CLEAN, NULL, WORST, RobustnessReport
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+__all__ = ["render"]
+
+SPACE = "\u00a0"  # keeps a number and its unit on one line
+CLAIM = 1000  # samples, by PROTOCOL.md
+OPEN_EXAMPLES = 6
+VERDICTS = {
+    "consistent": "Nothing speaks against the gradient. This is no proof of robustness: an attack not tried here may do better.",
+    "inconclusive": "At least one check could not tell. Until it can, read the accuracy under attack as an upper bound only.",
+    "masked": "At least one check failed: the attacks were led astray. Their accuracy is no evidence that this model resists.",
+}
+# Each colour of the figures becomes a CSS variable, so that the page can darken them.
+COLOURS = {plots.INK: "ink", plots.MUTED: "muted", plots.GRID: "grid", plots.PAPER: "card"}
+COLOURS |= {colour: f"series-{i}" for i, colour in enumerate(plots.SERIES)}
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """The page.
+
+    Args:
+        results: The JSON content of a run's results: ``report``, and optionally ``name``, ``notes``, ``diagnoses``, ``traps``,
+            ``histories``, ``configuration`` and ``versions``.
+
+    Raises:
+        ValueError: ``report`` is missing or not a report's JSON.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    report = results.get("report")
+    if isinstance(report, RobustnessReport):
+        report = report.to_json()
+    if not isinstance(report, Mapping) or "rows" not in report:
+        raise ValueError(f"results['report'] must be the JSON of a RobustnessReport, got {report!r:.100}")
+    environment = Environment(
+        loader=PackageLoader("snnrobust.evaluation", "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=_printable,
+    )  # fmt: skip
+    environment.filters |= {"percent": percent, "interval": interval, "eps": eps_text, "count": count, "runs": runs}
+    return environment.get_template("report.html.j2").render(_page(results, report))
+
+
+def _page(results: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template shows."""
+    rows: Sequence[Row] = report["rows"]
+    traps = results.get("traps") or []
+    false = {t["model"] for t in traps}
+    models = [m for m in distinct(rows, "model") if m not in false]
+    main = [r for r in rows if r["model"] in models]
+    diagnoses = results.get("diagnoses") or {}
+    several = [m for m in models if len(chips_of(rows, m)) > 1]
+    histories = {m: records for m, records in (results.get("histories") or {}).items() if records}
+    return {
+        "title": f"{results['name']}: robustness report" if results.get("name") else "Robustness report",
+        "summary": _summary(main, report.get("settings") or {}, models),
+        "notes": results.get("notes") or [],
+        "key": _key_numbers(main, models),
+        "diagnoses": {m: _diagnosis(diagnoses[m]) for m in [*models, *diagnoses] if m in diagnoses and m not in false},
+        "curves": [_curve_figure(rows, m, f"curve{i}") for i, m in enumerate(models)],
+        "chips": [_chip_figure(rows, m, f"chip{i}") for i, m in enumerate(several)],
+        "one_chip": [(m, chips_of(rows, m)[0]) for m in models if m not in several] if several else [],
+        "examples": [e for m in models if (e := _examples(report.get("examples") or [], m))],
+        "traps": [_trap(t, rows, models, diagnoses, f"trap{i}") for i, t in enumerate(traps)],
+        "trap_models": false,
+        "training": [_training_figure(histories, m, f"training{i}") for i, m in enumerate(histories)],
+        "rows": rows,
+        "worst": WORST,
+        "null": NULL,
+        "configuration": results.get("configuration"),
+        "versions": results.get("versions") or {},
+    }
+
+
+# --- sentences and tables ---------------------------------------------------------------------------------------------
+
+
+def _summary(rows: Sequence[Row], settings: Mapping[str, Any], models: Sequence[str]) -> list[str]:
+    """What was measured, in sentences."""
+    if not rows:
+        return ["Nothing has been measured yet."]
+    attacks = [a for a in distinct(rows, "attack") if a not in (CLEAN, WORST, NULL)]
+    budgets = sorted({r["eps"] for r in rows if r["attack"] != CLEAN})
+    n = distinct(rows, "n")
+    seed = f" (seed{SPACE}{settings['seed']})" if "seed" in settings else ""
+    who = listed(models) if len(models) < 5 else f"{len(models)} models"
+    by = (
+        f"attacked with {listed(attacks)} at eps = {listed(map(eps_text, budgets))}"
+        if attacks
+        else "measured without attack"
+    )
+    text = [
+        f"{who} {'were' if len(models) > 1 else 'was'} {by}, on the first {listed(f'{i:,}' for i in n)} samples of the data{seed}; samples that the model gets "
+        "wrong without any attack stay in the denominator."
+    ]  # fmt: skip
+    chips = distinct(rows, "chip")
+    if len(chips) > 1:
+        text.append(f"Each attack was crafted and judged on each chip by itself: {listed(chips)}.")
+    fixed = [m for m in models if all(r["judge_draws"] == 1 for r in rows if r["model"] == m)]
+    random = [r for r in rows if r["model"] not in fixed]
+    if random:
+        select, judge = (listed(distinct(random, key)) for key in ("selection_draws", "judge_draws"))
+        text.append(
+            f"Adversarial inputs were selected on {select} random draws of the model and judged on {judge} others."
+        )
+    if fixed:
+        text.append(f"{listed(fixed)} {'are' if len(fixed) > 1 else 'is'} deterministic: one draw decides.")
+    if min(n) < CLAIM:
+        text.append(f"n{SPACE}={SPACE}{min(n):,} is small: an illustration, not a claim.")
+    return text
+
+
+def _key_numbers(rows: Sequence[Row], models: Sequence[str]) -> dict[str, Any]:
+    """For each model, on its first chip, the clean row and the worst-case row of each budget."""
+    budgets = sorted({r["eps"] for r in rows if r["attack"] == WORST})
+    lines = []
+    for model in models:
+        chip = chips_of(rows, model)[0]
+        own = {(r["attack"], r["eps"]): r for r in rows if r["model"] == model and r["chip"] == chip}
+        clean = next((r for r in own.values() if r["attack"] == CLEAN), None)
+        lines.append({"model": model, "chip": chip, "cells": [clean, *(own.get((WORST, b)) for b in budgets)]})
+    return {"names": ["clean", *(f"eps{SPACE}{eps_text(b)}" for b in budgets)], "lines": lines}
+
+
+def _diagnosis(report: Mapping[str, Any]) -> dict[str, Any]:
+    passed = sum(c["status"] == "passed" for c in report["checks"])
+    return {
+        **report,
+        "explained": VERDICTS.get(report["verdict"], ""),
+        "passed": f"{passed} of {len(report['checks'])} checks passed.",
+        "settings": ", ".join(f"{name}{SPACE}{value}" for name, value in (report.get("settings") or {}).items()),
+    }
+
+
+def _examples(examples: Sequence[Row], model: str) -> dict[str, Any] | None:
+    """Those of one model, by budget; first the smallest budget at which most of them are turned."""
+    own = [e for e in examples if e["model"] == model]
+    if not own:
+        return None
+    groups = []
+    for eps in sorted({e["eps"] for e in own}):
+        chosen = [e for e in own if e["eps"] == eps]
+        scale = plots.largest_change(chosen)
+        cards = [
+            {
+                **e,
+                "images": [_png(image) for image in plots.pictures(e, scale)],
+                "turned": e["prediction"] != e["label"],
+            }
+            for e in chosen
+        ]
+        groups.append({
+            "eps": eps, "cards": cards, "scale": scale, "times": plots.amplification(scale),
+            "turned": sum(c["turned"] and c["clean_prediction"] == c["label"] for c in cards),
+        })  # fmt: skip
+    first = max(groups, key=lambda g: g["turned"])
+    shown = {**first, "cards": first["cards"][:OPEN_EXAMPLES]}
+    return {"model": model, "chip": own[0]["chip"], "shown": shown, "others": [g for g in groups if g is not first]}
+
+
+def _trap(
+    trap: Row, rows: Sequence[Row], models: Sequence[str], diagnoses: Mapping[str, Any], key: str
+) -> dict[str, Any]:
+    """The false result beside the honest one."""
+    model, twin = trap["model"], trap.get("same_weights_as")
+    measured: list[str] = sorted((m for m in distinct(rows, "model") if m in (twin, model)), key=lambda m: m == model)
+    names = {m: f"honest: {m}" if m == twin else f"false: {m}" for m in measured}
+    found = {
+        "model": model, "twin": twin, "kinds": {m: "honest" if m == twin else "false" for m in measured}, "title": trap.get("title"), "text": trap.get("text"), "figure": None,
+        "key": _key_numbers([r for r in rows if r["model"] in measured], measured),
+        "diagnosis": _diagnosis(diagnoses[model]) if model in diagnoses else None,
+    }  # fmt: skip
+    if measured:
+        figure = plots.compare_worst_case(rows, names, null=model if model in measured else None)
+        said = "; ".join(_spoken(rows, m, names[m]) for m in measured)
+        found["figure"] = inline(figure, f"Worst-case accuracy over eps, from the same weights. {said}.", key)
+    return found
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def _curve_figure(rows: Sequence[Row], model: str, key: str) -> Markup:
+    figure = plots.accuracy_vs_eps(rows, models=[model])
+    return inline(figure, f"Accuracy over eps. {_spoken(rows, model, f'Worst case for {model}')}.", key)
+
+
+def _chip_figure(rows: Sequence[Row], model: str, key: str) -> Markup:
+    said = "; ".join(_spoken(rows, model, f"{model} on {chip}", chip) for chip in chips_of(rows, model))
+    return inline(
+        plots.accuracy_per_chip(rows, models=[model]), f"Clean and worst-case accuracy on each chip. {said}.", key
+    )
+
+
+def _training_figure(histories: Mapping[str, Any], model: str, key: str) -> Markup:
+    last = histories[model][-1]
+    said = [
+        f"{name.replace('_', ' ')} {percent(last[name])}"
+        for name in ("accuracy", "validation_accuracy")
+        if last.get(name) is not None
+    ]
+    text = f"Accuracy and loss of {model} over {len(histories[model])} epochs. At the end: {listed(said)}."
+    return inline(plots.training_curves(histories, models=[model]), text, key)
+
+
+def _spoken(rows: Sequence[Row], model: str, name: str, chip: str | None = None) -> str:
+    """A curve in words, for those who cannot see it."""
+    found = plots.curve(rows, model, chip if chip is not None else chips_of(rows, model)[0], WORST)
+    points = (f"{a:.1f}{SPACE}% at {eps_text(e)}" for e, a in zip(found.eps, found.accuracy, strict=True))
+    return f"{name}: {listed(points)}"
+
+
+def inline(figure: Figure, text: str, key: str) -> Markup:
+    """The figure as SVG to be put into a page; ``key`` keeps its ids apart from those of other figures."""
+    from markupsafe import Markup
+
+    drawn = io.StringIO()
+    with plots.style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser draws the text, with its own fonts
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    root = ET.fromstring(drawn.getvalue())
+    referred = set(re.findall(r"(?:url\(|href=\")#([^\")]+)", drawn.getvalue()))
+    ids = {old: f"{key}-{i}" for i, old in enumerate(sorted(referred))}
+    for element in root.iter():
+        for child in [c for c in element if c.tag.endswith(("}metadata", "}style"))]:
+            element.remove(child)
+        element.tag = element.tag.rpartition("}")[2]
+        attributes = {name.rpartition("}")[2]: value for name, value in element.items()}
+        if attributes.pop("id", None) in referred:
+            attributes["id"] = ids[element.get("id", "")]
+        for name, value in attributes.items():
+            attributes[name] = re.sub(
+                r"#[\w-]+", lambda m: f"#{ids[m[0][1:]]}" if m[0][1:] in ids else _variable(m[0]), value
+            )
+        if "style" in attributes:
+            attributes["style"] = re.sub(r"font-family:[^;]*;?", "", attributes["style"])
+        element.attrib.clear()
+        element.attrib.update(attributes)
+    view = root.get("viewBox", "")
+    root.attrib.clear()
+    root.attrib.update({"viewBox": view, "role": "img", "aria-label": _printable(text)})
+    return Markup(ET.tostring(root, encoding="unicode"))
+
+
+def _variable(colour: str) -> str:
+    return f"var(--{COLOURS[colour]})" if colour in COLOURS else colour
+
+
+def _png(image: plots.Images) -> str:
+    """As a data URL, a pixel for a pixel."""
+    from matplotlib.image import imsave
+
+    data = io.BytesIO()
+    pixels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    no_name: dict[Any, Any] = {"Software": None}
+    imsave(data, pixels, cmap="gray", vmin=0, vmax=255, format="png", metadata=no_name)
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}{SPACE}%"
+
+
+def interval(row: Row) -> str:
+    return f"{100 * row['low']:.1f}{SPACE}–{SPACE}{100 * row['high']:.1f}"
+
+
+def count(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:,.4g}" if isfinite(number) else str(number)
+
+
+def runs(rows: Sequence[Row]) -> list[list[Row]]:
+    """Neighbours of one model, chip and budget together."""
+    return [list(group) for _, group in groupby(rows, key=lambda r: (r["model"], r["chip"], r["eps"]))]
+
+
+def listed(items: Iterable[object]) -> str:
+    """a, b and c."""
+    words = [str(i) for i in items]
+    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else "".join(words)
+
+
+def _printable(value: Any) -> Any:
+    """Without control characters and lone surrogates, which no page can hold. What is already markup stays."""
+    return (
+        re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", value)
+        if type(value) is str
+        else value
+    )

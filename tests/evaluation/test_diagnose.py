@@ -1,0 +1,156 @@
+"""Models that hide their gradient are named, sound ones are not."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snnrobust import data, evaluation, learning_rules, models
+from snnrobust.attacks import Linf, Surrogate
+from snnrobust.draws import keyed
+from snnrobust.encoders import Direct, Poisson
+from snnrobust.neurons.surrogate import ATan
+
+THREAT = Linf(0.1)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    x, y = data.load("digits", "test").tensors
+    return x[:120], y[:120]
+
+
+def trained(model: nn.Module) -> nn.Module:
+    rule = learning_rules.BPTT(lr=3e-3, schedule="cosine")
+    rule.fit(model, data.load("digits", "train"), epochs=8, progress=False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def ann() -> nn.Module:
+    with keyed(0):
+        return trained(models.ordinary(models.ARCHITECTURES["conv-small"], (1, 8, 8), 10))
+
+
+@pytest.fixture(scope="module")
+def snn() -> nn.Module:
+    with keyed(0):
+        return trained(models.spiking(models.ARCHITECTURES["conv-small"], (1, 8, 8), 10, Poisson(4)))
+
+
+def statuses(report: evaluation.MaskingReport) -> dict[str, str]:
+    return {c.name: c.status for c in report.checks}
+
+
+def test_sound_models_are_consistent(ann: nn.Module, snn: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    for victim, source in ((ann, snn), (snn, ann)):
+        report = evaluation.diagnose(victim, digits, THREAT, source=source, draws=16, progress=False)
+        assert report.verdict == "consistent", str(report)
+        assert len(report.checks) == 7
+        assert set(statuses(report).values()) == {"passed"}
+
+
+def test_an_encoder_without_gradient_is_masked(ann: nn.Module, snn: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    with keyed(0):
+        blind = models.spiking(models.ARCHITECTURES["conv-small"], (1, 8, 8), 10, Poisson(4, gradient="none"))
+    blind.load_state_dict(snn.state_dict())
+    report = evaluation.diagnose(blind, digits, THREAT, source=ann, draws=16, progress=False)
+    assert report.verdict == "masked"
+    failed = {name for name, status in statuses(report).items() if status == "failed"}
+    assert failed >= {
+        "the input gradient is alive",
+        "PGD-40 is stronger than random signs",
+        "the whole box breaks what swapping images breaks",
+        "transfer is not stronger than white box",
+    }
+    assert "zero for 100.0% of samples" in str(report)
+
+
+def test_a_gradient_of_the_wrong_sign_is_masked(ann: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    """Alive and large, and it leads the wrong way: zero-gradient checks alone would miss it."""
+
+    class Reversed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, grad: Tensor) -> Tensor:
+            return -grad
+
+    class Liar(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = ann
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(Reversed.apply(x))
+
+    report = evaluation.diagnose(Liar(), digits, THREAT, source=ann, progress=False)
+    assert report.verdict == "masked"
+    assert statuses(report)["the input gradient is alive"] == "passed"
+    assert statuses(report)["transfer is not stronger than white box"] == "failed"
+
+
+def test_a_path_that_is_cut_is_named(ann: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return ann((x * 16).round().detach() / 16)
+
+    report = evaluation.diagnose(Cut(), digits, THREAT, progress=False)
+    assert report.verdict == "masked"
+    assert "no gradient" in report.checks[-1].meaning or "does nothing" in report.checks[-1].meaning
+    assert "differentiable path" in report.checks[-1].found
+
+
+def test_nan_gradients_are_counted(digits: tuple[Tensor, Tensor]) -> None:
+    class Root(nn.Module):
+        """sqrt(0) has an infinite slope; times zero it is NaN."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((x * 0).sqrt().flatten(1) + x.flatten(1))
+
+    report = evaluation.diagnose(Root(), digits, THREAT, progress=False)
+    assert report.verdict == "masked"
+    assert "120 of 120 samples has NaN" in str(report)
+
+
+def test_too_sharp_a_surrogate_is_masked(ann: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    """Everything about the model is right but the surrogate that the attacker differentiates."""
+    with keyed(0):
+        direct = trained(models.spiking(models.ARCHITECTURES["conv-small"], (1, 8, 8), 10, Direct(4)))
+    sound = evaluation.diagnose(direct, digits, THREAT, source=ann, progress=False)
+    blunt = evaluation.diagnose(direct, digits, THREAT, source=ann, gradient=Surrogate(ATan(1e4)), progress=False)
+    assert sound.verdict == "consistent", str(sound)
+    assert blunt.verdict == "masked", str(blunt)
+
+
+def test_without_a_source_transfer_is_not_run(ann: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    report = evaluation.diagnose(ann, digits, THREAT, progress=False)
+    assert statuses(report)["transfer is not stronger than white box"] == "not run"
+    assert report.verdict == "consistent"
+
+
+def test_few_samples_or_no_skill_is_inconclusive(ann: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = digits
+    assert evaluation.diagnose(ann, (x[:20], y[:20]), THREAT, progress=False).verdict != "consistent"
+    with keyed(3):
+        untrained = models.ordinary(models.ARCHITECTURES["conv-small"], (1, 8, 8), 10)
+    assert evaluation.diagnose(untrained, digits, THREAT, progress=False).verdict != "consistent"
+
+
+def test_same_seed_same_report(snn: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    a, b, c = (
+        evaluation.diagnose(snn, digits, THREAT, n=50, draws=4, seed=s, progress=False).to_json() for s in (0, 0, 1)
+    )
+    assert a == b
+    assert a["checks"] != c["checks"]
+
+
+def test_one_class_only_is_refused(ann: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, _ = digits
+    with pytest.raises(ValueError, match="one class only"):
+        evaluation.diagnose(ann, (x, torch.zeros(len(x), dtype=torch.int64)), THREAT, progress=False)

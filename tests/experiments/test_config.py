@@ -1,0 +1,110 @@
+"""Every mistake in an experiment file is named, with its path and the nearest valid name, before anything runs."""
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from snnrobust import experiments
+
+GOOD = """
+name = "small"
+[data]
+name = "digits"
+[[models]]
+name = "snn"
+encoder = { type = "Poisson", time_steps = 2 }
+neuron = { type = "LIF", surrogate = { type = "ATan", alpha = 3.0 } }
+training = { epochs = 1, rule = { type = "BPTT", lr = 1e-2 } }
+[[models]]
+name = "ann"
+kind = "ordinary"
+[[attacks]]
+name = "pgd"
+attack = { type = "PGD", steps = 2 }
+[[chips]]
+name = "chip"
+backends = [{ type = "Uniform", bits = 4 }]
+[evaluation]
+eps = [0.1, "8/255"]
+[diagnosis]
+eps = 0.1
+"""
+
+
+def test_a_good_file_is_resolved_with_all_defaults() -> None:
+    experiment = experiments.parse(GOOD)
+    assert experiment.evaluation.eps == [0.1, 8 / 255]
+    assert experiment.models[0].kind == "spiking"
+    assert experiment.model_dump(mode="json")["evaluation"]["judge_draws"] == 128
+
+
+def test_the_shipped_files_are_valid() -> None:
+    experiments.parse((resources.files("snnrobust.experiments") / "demo.toml").read_text())
+    for path in (Path(__file__).parents[2] / "examples").glob("*.toml"):
+        experiments.read(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path", "remedy"),
+    [
+        ('name = "small"', 'name = "small"\nsed = 1', "sed", "did you mean 'seed'?"),
+        ('name = "digits"', 'name = "digit"', "data.name", "did you mean 'digits'?"),
+        ('name = "digits"', "nam = 1", "data.nam", "did you mean 'name'?"),
+        ('kind = "ordinary"', 'kind = "ordinray"', "models[1].kind", "'ordinary'"),
+        ('kind = "ordinary"', 'architecture = "conv-smal"', "models[1]", "did you mean 'conv-small'?"),
+        ('kind = "ordinary"', 'kind = "ordinary"\nbntt = false', "models[1]", "an ordinary network has no bntt"),
+        ('kind = "ordinary"', 'name2 = "x"', "models[1].name2", "did you mean 'name'?"),
+        ("time_steps = 2", "time_step = 2", "models.snn.encoder.time_step", "did you mean 'time_steps'?"),
+        ("time_steps = 2", "time_steps = 0", "models.snn.encoder", "time_steps must be at least 1, got 0"),
+        ('"Poisson", time_steps = 2', '"Poison", time_steps = 2', "models.snn.encoder.type", "did you mean 'Poisson'?"),
+        ('"ATan", alpha', '"Atan", alpha', "models.snn.neuron.surrogate.type", "did you mean 'ATan'?"),
+        ("alpha = 3.0", "alpha = -3.0", "models.snn.neuron.surrogate", "ATan.alpha must be in (0, inf]"),
+        ("epochs = 1", "epochs = 0", "models[0].training.epochs", "greater than or equal to 1"),
+        ("epochs = 1", 'epochs = "one"', "models[0].training.epochs", "valid integer"),
+        ("epochs = 1", "epoch = 1", "models[0].training.epoch", "did you mean 'epochs'?"),
+        ("lr = 1e-2", "lr = -1", "models.snn.training.rule", "lr must be in"),
+        ('{ type = "PGD"', '{ type = "PDG"', "attacks.pgd.attack.type", "did you mean 'PGD'?"),
+        ('"PGD", steps = 2', '"PGD", step = 2', "attacks.pgd.attack.step", "did you mean 'steps'?"),
+        ('"PGD", steps = 2', '"PGD", loss = "margins"', "attacks.pgd.attack.loss", "did you mean 'margin'?"),
+        ('{ type = "PGD", steps = 2 }', '{ type = "RandomSign" }\neot = 3', "attacks.pgd", "uses no gradient"),
+        ('"PGD", steps = 2 }', '"PGD", steps = 2 }\nsource = "anm"', "attacks.pgd.source", "did you mean 'ann'?"),
+        ('"PGD", steps = 2 }', '"PGD", steps = 2 }\nmodels = ["sn"]', "attacks.pgd.models", "did you mean 'snn'?"),
+        ("bits = 4", "bits = 1", "chips.chip.backends[0]", "bits must be in 2..16"),
+        ("[{ type", "[] #", "chips[0].backends", "at least 1 item"),
+        ('[0.1, "8/255"]', "[-0.1]", "evaluation.eps[0]", "eps must be in [0, 1], got -0.1"),
+        ('[0.1, "8/255"]', '["8/0"]', "evaluation.eps[0]", "fraction"),
+        ('[0.1, "8/255"]', "[nan]", "evaluation.eps[0]", "eps must be in [0, 1], got nan"),
+        ("[evaluation]", "[evaluations]", "evaluations", "did you mean 'evaluation'?"),
+        ('name = "ann"', 'name = "snn"', "models", "given twice"),
+        ('name = "ann"', 'name = "SNN"', "models", "same file name"),
+        ('name = "ann"', 'name = "../x"', "models[1].name", "pattern"),
+        ('name = "small"', "name = 3", "name", "valid string"),
+    ],
+)
+def test_a_mistake_is_named(old: str, new: str, path: str, remedy: str) -> None:
+    assert old in GOOD
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is checked below)
+        experiments.parse(GOOD.replace(old, new, 1), "mine.toml")
+    message = str(error.value)
+    assert message.startswith("mine.toml")
+    assert path in message, message
+    assert remedy in message, message
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    text = GOOD.replace("epochs = 1", "epochs = 0").replace("[evaluation]", "[evaluation]\nsample = 3")
+    with pytest.raises(ValueError, match="2 mistakes") as error:
+        experiments.parse(text)
+    assert "models[0].training.epochs" in str(error.value)
+    assert "did you mean 'samples'?" in str(error.value)
+
+
+def test_broken_toml_is_told_with_its_line() -> None:
+    with pytest.raises(ValueError, match=r"not valid TOML.*line 2"):
+        experiments.parse('name = "x"\nseed = = 1')
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no experiment file"):
+        experiments.read(tmp_path / "none.toml")

@@ -1,0 +1,202 @@
+"""A run folder holds everything, survives being killed, and says whose it is."""
+
+import csv
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from snnrobust import experiments, models
+
+TEXT = """
+name = "small"
+seed = 3
+[data]
+train = 200
+validation = 40
+[[models]]
+name = "ann"
+kind = "ordinary"
+training = { epochs = 3 }
+[[models]]
+name = "my snn"
+architecture = "mlp"
+encoder = { type = "Poisson", time_steps = 3 }
+training = { epochs = 4, rule = { type = "BPTT", lr = 1e-2 } }
+[[models]]
+name = "blind"
+architecture = "mlp"
+encoder = { type = "Poisson", time_steps = 3, gradient = "none" }
+same_weights_as = "my snn"
+trap = "no gradient"
+[[attacks]]
+name = "pgd"
+attack = { type = "PGD", steps = 3 }
+eot = 2
+[[attacks]]
+name = "transfer"
+attack = { type = "FGSM" }
+source = "ann"
+[[attacks]]
+name = "sharp"
+attack = { type = "PGD", steps = 2, loss = "margin" }
+surrogate = { type = "ATan", alpha = 8.0 }
+[[chips]]
+name = "chip"
+backends = [{ type = "Uniform", bits = 4 }, { type = "GaussianNoise", multiplicative = 0.2 }]
+[evaluation]
+samples = 60
+eps = [0.1, 0.2]
+chip_eps = [0.1]
+selection_draws = 3
+judge_draws = 10
+[diagnosis]
+eps = 0.1
+samples = 60
+draws = 4
+"""
+
+
+def run(folder: Path, text: str = TEXT) -> dict[str, Any]:
+    return experiments.run(experiments.parse(text), text, folder, progress=False)
+
+
+def timeless(value: Any) -> Any:
+    """Without what measures time."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k != "seconds"}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    run(folder)
+    return folder
+
+
+def test_the_folder_holds_everything(finished: Path) -> None:
+    names = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
+    assert names >= {
+        "experiment.toml", "configuration.json", "versions.json", "results.json", "samples.csv", "report.html",
+        "models/ann.safetensors", "models/my-snn.safetensors", "models/ann.history.json", "models/ann.training.safetensors",
+    }  # fmt: skip
+    assert not [n for n in names if n.endswith(".tmp")]
+    assert (finished / "experiment.toml").read_text() == TEXT
+    assert json.loads((finished / "configuration.json").read_text())["seed"] == 3
+    assert json.loads((finished / "versions.json").read_text())["torch"] == str(torch.__version__)
+    assert [r["epoch"] for r in json.loads((finished / "models" / "ann.history.json").read_text())] == [1, 2, 3]
+
+
+def test_results_cover_every_model_chip_attack_and_budget(finished: Path) -> None:
+    results = experiments.read_results(finished)
+    found = {(r["model"], r["chip"], r["attack"], r["eps"]) for r in results["report"]["rows"]}
+    for model, named in (("ann", {"pgd"}), ("my snn", {"pgd", "transfer", "sharp"})):
+        for chip, budgets in (("ideal", {0.1, 0.2}), ("chip", {0.1})):
+            lines = {(a, e) for m, c, a, e in found if (m, c) == (model, chip)}
+            assert lines == {("clean", 0.0)} | {(a, e) for a in named | {"worst case", "null control"} for e in budgets}
+    assert {c for m, c, _, _ in found if m == "blind"} == {"ideal"}  # a trap is not put on chips
+    assert set(results["diagnoses"]) == {"ann", "my snn", "blind"}
+    assert results["diagnoses"]["blind"]["verdict"] == "masked"
+    with (finished / "samples.csv").open() as file:
+        assert len(list(csv.reader(file))) == 1 + 60 * len(found)
+
+
+def test_the_checkpoint_is_the_model_that_was_judged(finished: Path) -> None:
+    history = json.loads((finished / "models" / "my-snn.history.json").read_text())
+    model = models.load(finished / "models" / "my-snn.safetensors")
+    assert model.time_steps == 3
+    assert history[-1]["validation_accuracy"] is not None
+
+
+def test_running_a_finished_folder_changes_nothing(finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    assert run(finished) == experiments.read_results(finished)
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+def test_the_seed_decides_everything(finished: Path, tmp_path: Path) -> None:
+    again, other = run(tmp_path / "again"), run(tmp_path / "other", TEXT.replace("seed = 3", "seed = 4"))
+    first = experiments.read_results(finished)
+    assert timeless(again) == timeless(first)
+    assert timeless(other)["report"]["rows"] != timeless(first)["report"]["rows"]
+
+
+def test_a_folder_of_another_experiment_is_refused(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"another experiment \(seed differ"):
+        run(finished, TEXT.replace("seed = 3", "seed = 4"))
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="not empty and not a run folder"):
+        run(tmp_path)
+
+
+def test_too_many_samples_are_refused_before_any_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="only 500 test samples"):
+        run(tmp_path / "x", TEXT.replace("samples = 60\neps", "samples = 501\neps"))
+    assert not (tmp_path / "x" / "models").exists()
+
+
+def test_missing_data_is_told_before_any_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNNROBUST_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="SNNROBUST_DATA"):
+        run(tmp_path / "x", TEXT.replace("[data]", '[data]\nname = "mnist"'))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"report": {"rows": 1, "nonsense": 2}}'])
+def test_damaged_results_are_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged"):
+        experiments.read_results(tmp_path)
+
+
+def killed(folder: Path, seconds: float) -> bool:
+    """Run in a process of its own and kill it after ``seconds``; False if it was finished before."""
+    file = folder.parent / "small.toml"
+    file.write_text(TEXT)
+    command = [sys.executable, "-m", "snnrobust.cli", "run", str(file), "-o", str(folder), "-q"]
+    with (folder.parent / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            return True
+    assert process.returncode == 0, (folder.parent / "log").read_text()
+    return False
+
+
+def _lifetime(folder: Path) -> float:
+    began = time.monotonic()
+    assert not killed(folder, 300)
+    return time.monotonic() - began
+
+
+def _same_after_kills(finished: Path, tmp_path: Path, moments: list[float]) -> None:
+    folder = tmp_path / "killed"
+    kills = sum(killed(folder, moment) for moment in moments)
+    assert kills > 0
+    assert not killed(folder, 300)  # and this time to the end
+    assert timeless(experiments.read_results(folder)) == timeless(experiments.read_results(finished))
+    assert (folder / "samples.csv").read_bytes() == (finished / "samples.csv").read_bytes()
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(finished: Path, tmp_path: Path) -> None:
+    whole = _lifetime(tmp_path / "timed")
+    _same_after_kills(finished, tmp_path, [0.7 * whole, 0.6 * whole])
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments(finished: Path, tmp_path: Path) -> None:
+    whole = _lifetime(tmp_path / "timed")
+    moments = [random.uniform(0.3, 0.9) * whole for _ in range(10)]
+    for index, moment in enumerate(moments):  # each on a folder of its own, then all ten on one
+        (tmp_path / str(index)).mkdir()
+        _same_after_kills(finished, tmp_path / str(index), [moment])
+    (tmp_path / "all").mkdir()
+    _same_after_kills(finished, tmp_path / "all", [m * 0.6 for m in moments])

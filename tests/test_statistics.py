@@ -1,0 +1,66 @@
+"""Intervals and tests against scipy, closed forms and enumeration."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from snnrobust.statistics import holm, mean_interval, paired_greater
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 20), (20, 20), (7, 20), (150, 200)])
+def test_binary_values_get_wilsons_interval(right: int, n: int) -> None:
+    values = np.r_[np.ones(right), np.zeros(n - right)]
+    expected = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
+    assert mean_interval(values) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_shares_get_an_interval_near_the_normal_one() -> None:
+    values = np.random.default_rng(1).beta(2, 2, 400)
+    low, high = mean_interval(values)
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.2 * error)
+
+
+def test_equal_shares_do_not_pretend_to_certainty() -> None:
+    low, high = mean_interval(np.full(50, 0.5))
+    assert low < 0.4
+    assert high > 0.6
+
+
+def test_intervals_cover() -> None:
+    """95 % intervals of 300 samples of 60 shares cover the mean: 99.9 % bounds of Binomial(300, 0.93..0.97)."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(300):
+        low, high = mean_interval(rng.binomial(8, 0.7, 60) / 8)
+        hits += low <= 0.7 <= high
+    assert stats.binom.ppf(0.0005, 300, 0.93) <= hits <= stats.binom.ppf(0.9995, 300, 0.97)
+
+
+@pytest.mark.parametrize("values", [[], [1.2], [-0.1], [float("nan")], [[0.5]]])
+def test_interval_refuses_what_is_no_share(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="values must be"):
+        mean_interval(np.array(values))
+
+
+def test_paired_test_equals_enumeration_of_all_sign_flips() -> None:
+    a, b = np.array([0.9, 0.8, 1.0, 0.3, 0.6, 0.7]), np.array([0.5, 0.9, 0.2, 0.1, 0.6, 0.4])
+    d = a - b
+    flips = [np.mean(d * s) for s in itertools.product((1, -1), repeat=len(d))]
+    assert paired_greater(a, b) == pytest.approx(np.mean(np.array(flips) >= d.mean() - 1e-12))
+
+
+def test_paired_test_is_one_sided_and_calm_about_equality() -> None:
+    a = np.random.default_rng(0).random(100)
+    assert paired_greater(a, a) == 1.0
+    assert paired_greater(a + 0.1, a) < 0.001
+    assert paired_greater(a - 0.1, a) > 0.999
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
