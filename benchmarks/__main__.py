@@ -17,7 +17,7 @@ BENCHMARKS: dict[str, tuple[harness.Cases, int]] = {
     "lif": (lif.cases, 21),
     "encoder": (encoder.cases, 21),
     "attack": (attack.cases, 5),
-    "train": (train.cases, 7),
+    "train": (train.cases, 5),
 }
 """Name to (cases, repeats)."""
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     torch.set_num_threads(options.threads)
     environment = harness.environment(peers.PACKAGES)
-    console.print(", ".join(f"{name}: {value}" for name, value in environment.items()))
+    console.print(", ".join(f"{name}: {value}" for name, value in environment.items()), soft_wrap=True)
     if environment["load"] and environment["load"][0] > 0.5 * (os.cpu_count() or 1):
         console.print(
             "[bold]The machine is busy: believe ratios within a table to about 10 %, and no absolute times.[/bold]"
@@ -38,12 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             for case in cases(False):
                 results.append(harness.run(case, options.repeats or repeats))
-                console.print("", harness.table(results[-1]), sep="\n")
-        except harness.Disagreement as error:
+                console.print("", harness.table(results[-1]), *case.remarks, sep="\n", soft_wrap=True)
+        except harness.DisagreementError as error:
             console.print(f"\n{name} is not measured: {error}")
             refused = True
     sentences = [sentence for result in results for sentence in harness.slower(result)]
-    console.print(f"\nWhere {harness.OURS} is slower:", *(sentences or ["nowhere in this run"]), sep="\n  ")
+    console.print(
+        f"\nWhere {harness.OURS} is slower:", *(sentences or ["nowhere in this run"]), sep="\n  ", soft_wrap=True
+    )
     if options.json is not None:
         record = {"environment": environment, "results": [result.record() for result in results]}
         options.json.write_text(json.dumps(record, indent=1) + "\n")
@@ -59,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--threads", type=_positive, default=1, help="of torch; with more than 1, wall time is compared"
     )
     parser.add_argument("--repeats", type=_positive, help="of every contender; default: 5 to 21")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
+    parser.add_argument("--json", type=_file, metavar="FILE", help="write all samples there")
     return parser
 
 
@@ -67,6 +69,13 @@ def _benchmark(text: str) -> str:
     if text not in BENCHMARKS:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(BENCHMARKS)}")
     return text
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file in a folder that exists")
+    return path
 
 
 def _positive(text: str) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import peers
-from benchmarks.harness import OURS, Case, Disagreement
+from benchmarks.harness import OURS, Case, DisagreementError
 from benchmarks.peers import JELLY, SNNTORCH
 from snnrobust.encoders import Poisson
 
@@ -36,7 +36,7 @@ def cases(tiny: bool = False) -> Iterator[Case]:
         {**encoders, LIMIT: partial(spikes.fill_, 1.0)},
         reference=JELLY,
         limit=LIMIT,
-        unit="ns/spike",
+        unit="ns a draw",
         scale=1e9 / spikes.numel(),
         remarks=(
             f"{OURS}: Philox in torch integers; a draw depends on key, sample and step only.",
@@ -63,4 +63,4 @@ def _check(name: str, spikes: Tensor, x: Tensor, shape: torch.Size) -> None:
     binary = bool(((spikes == 0) | (spikes == 1)).all())
     expected, deviation = shape[0] * x.sum(), (shape[0] * (x * (1 - x)).sum()).sqrt()
     if spikes.shape != shape or not binary or (spikes.sum() - expected).abs() > 6 * deviation:
-        raise Disagreement(f"{name} does not fire as a Poisson encoder should")
+        raise DisagreementError(f"{name} does not fire as a Poisson encoder should")

@@ -2,7 +2,8 @@
 
 On a machine that does other work too, wall time says little. CPU time of the process, one thread and contenders that take
 turns (A, B, C, A, B, C, ...) give ratios that hold to about 10 %, but no absolute times. With more than one thread CPU time
-counts the waiting of the threads, so the ratios are then of wall time.
+counts the waiting of the threads, so the ratios are then of wall time. Page faults are counted because for large tensors they
+can cost more than the arithmetic; they depend on the allocator and on the heap, which the contenders share.
 """
 
 from __future__ import annotations
@@ -13,37 +14,33 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich import box
 from rich.table import Table
 
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 __all__ = [
-    "OURS",
-    "Case",
-    "Cases",
-    "Disagreement",
-    "Result",
-    "Samples",
-    "environment",
-    "measure",
-    "run",
-    "slower",
-    "table",
-]
+    "OURS", "Case", "Cases", "DisagreementError", "Result", "Samples", "environment", "measure", "run", "slower", "table",
+]  # fmt: skip
 
 OURS = "snnrobust"
 """The name of our contender; further ones of ours are named ``"snnrobust, ..."``."""
 
 Run = Callable[[], object]
-Clock = Callable[[], float]
+Meter = Callable[[], float]
 
 
-class Disagreement(Exception):
+class DisagreementError(Exception):
     """Contenders that should compute the same do not: their times must not be compared."""
 
 
@@ -76,10 +73,11 @@ Cases = Callable[[bool], Iterator[Case]]
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds of one call, a number for each repeat."""
+    """Seconds and page faults of one call, a number for each repeat."""
 
-    cpu: list[float]
-    wall: list[float]
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    faults: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -114,8 +112,7 @@ class Result:
                 "median": self.median(name),
                 "quartiles": self.quartiles(name),
                 "speed": self.speed(name),
-                "cpu": self.samples[name].cpu,
-                "wall": self.samples[name].wall,
+                **asdict(self.samples[name]),
             }
             if name in self.samples
             else "not installed"
@@ -137,13 +134,19 @@ def quartiles(seconds: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
+def page_faults() -> float:
+    """Minor page faults of this process so far; 0 where the system does not tell."""
+    return 0.0 if resource is None else float(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+
+
 def measure(
     contenders: Mapping[str, Run],
     repeats: int,
     *,
     at_least: float = 5e-3,
-    cpu: Clock = time.process_time,
-    wall: Clock = time.perf_counter,
+    cpu: Meter = time.process_time,
+    wall: Meter = time.perf_counter,
+    faults: Meter = page_faults,
 ) -> dict[str, Samples]:
     """Seconds of one call of each contender, ``repeats`` times in turn.
 
@@ -151,27 +154,29 @@ def measure(
     the clock stops. The garbage collector runs between the rounds only, as in ``timeit``.
     """
 
-    def timed(call: Run, times: int) -> tuple[float, float]:
-        cpu_began, wall_began = cpu(), wall()
+    def timed(call: Run, times: int) -> tuple[float, float, float]:
+        faults_began, wall_began, cpu_began = faults(), wall(), cpu()
         for _ in range(times):
             call()
-        return cpu() - cpu_began, wall() - wall_began
+        cpu_ended, wall_ended, faults_ended = cpu(), wall(), faults()
+        return cpu_ended - cpu_began, wall_ended - wall_began, faults_ended - faults_began
 
     times = {}
     for name, call in contenders.items():  # this warms up too
         times[name] = 1
         while timed(call, times[name])[0] < at_least and times[name] < 1024:
             times[name] *= 2
-    samples = {name: Samples([], []) for name in contenders}
+    samples = {name: Samples() for name in contenders}
     collecting = gc.isenabled()
     gc.disable()
     try:
         for _ in range(repeats):
             gc.collect()
             for name, call in contenders.items():
-                cpu_spent, wall_spent = timed(call, times[name])
-                samples[name].cpu.append(cpu_spent / times[name])
-                samples[name].wall.append(wall_spent / times[name])
+                s = samples[name]
+                spent = timed(call, times[name])
+                for series, value in zip((s.cpu, s.wall, s.faults), spent, strict=True):
+                    series.append(value / times[name])
     finally:
         if collecting:
             gc.enable()
@@ -185,33 +190,40 @@ def run(case: Case, repeats: int) -> Result:
 
 
 def table(result: Result) -> Table:
-    """Medians, interquartile spread and speed of every contender."""
+    """Medians, quartiles and speed of every contender. A bold row is ours."""
     case = result.case
-    rows = Table(title=case.name, title_justify="left", caption="\n".join(case.remarks) or None, caption_justify="left")
-    rows.add_column("contender")
-    for heading in (f"{result.clock} {case.unit}", "quartiles", f"times {case.reference}"):
-        rows.add_column(heading, justify="right")
-    if case.limit is not None:
-        rows.add_column("of limit", justify="right")
+    title = f"{case.name} (speed of {case.reference} = 1)"
+    rows = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    rows.add_column("contender", no_wrap=True)
+    other = "wall" if result.clock == "cpu" else "cpu"
+    headings = [f"{result.clock} {case.unit}", "quartiles", other, "faults a call", "speed"]
+    for heading in headings if case.limit is None else [*headings, "of limit"]:
+        rows.add_column(heading, justify="right", no_wrap=heading == "quartiles")
     for name in case.contenders:
         if name not in result.samples:
             rows.add_row(name, "not installed")
             continue
+        samples = result.samples[name]
         low, high = (_number(case.scale * q) for q in result.quartiles(name))
-        speed = result.speed(name)
         cells = [
             _number(case.scale * result.median(name)),
-            f"{low} to {high}",
-            "-" if speed is None else f"{speed:.2f}",
+            f"{low} – {high}",
+            _number(case.scale * statistics.median(samples.wall if other == "wall" else samples.cpu)),
+            f"{statistics.median(samples.faults):,.0f}",
+            _ratio(result.speed(name)),
         ]
         if case.limit is not None:
-            cells.append(f"{result.speed(name, case.limit):.2f}")
+            cells.append(_ratio(result.speed(name, case.limit)))
         rows.add_row(name, *cells, style="bold" if name.startswith(OURS) else None)
     return rows
 
 
 def _number(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x" if value >= 0.1 else f"{value:.3f}x"
 
 
 def slower(result: Result) -> list[str]:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import peers
-from benchmarks.harness import OURS, Case, Disagreement
+from benchmarks.harness import OURS, Case, DisagreementError
 from benchmarks.peers import DECAY, JELLY, SLOPE, SNNTORCH, THRESHOLD
 
 __all__ = ["cases", "naive"]
 
 SHAPES = ((8, 64, 128), (8, 64, 4096), (16, 64, 4096))
-NAIVE, LIMIT = "naive torch loop", "memory limit"
+NAIVE, LIMIT = "naive loop", "memory limit"
 
 Neurons = Callable[[Tensor], Tensor]
 
@@ -72,11 +72,11 @@ def _check(name: str, neurons: Neurons | None, x: Tensor, grad: Tensor) -> None:
         return
     spikes, expected = neurons(x), naive(x)
     if not torch.equal(spikes, expected):
-        raise Disagreement(f"{name} and the naive loop differ in {int((spikes != expected).sum())} spikes")
+        raise DisagreementError(f"{name} and the naive loop differ in {int((spikes != expected).sum())} spikes")
     gradients = [torch.autograd.grad(s, x, grad)[0] for s in (spikes, expected)]
-    if not torch.allclose(*gradients, rtol=1e-6, atol=1e-6):
+    if not torch.allclose(gradients[0], gradients[1], rtol=1e-6, atol=1e-6):
         worst = float((gradients[0] - gradients[1]).abs().max())
-        raise Disagreement(f"{name} and the naive loop have gradients that differ by {worst:.2g}")
+        raise DisagreementError(f"{name} and the naive loop have gradients that differ by {worst:.2g}")
 
 
 def naive(x: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def naive(x: Tensor) -> Tensor:
     spikes = []
     for x_t in x.unbind(0):
         h = DECAY * v + x_t
-        s = _Spike.apply(h - THRESHOLD)
+        s = _Spike.apply(h - THRESHOLD)  # type: ignore[no-untyped-call]
         v = h - THRESHOLD * s.detach()
         spikes.append(s)
     return torch.stack(spikes)

@@ -8,7 +8,7 @@ others do; its ``reset_delay=False`` has their spikes, but computes more, and di
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +45,11 @@ def our_lif() -> nn.Module:
     return LIF(DECAY, THRESHOLD, "soft", ATan(SLOPE))
 
 
-def jelly_lif() -> nn.Module:
+def jelly_lif() -> Any:
     """It keeps its state between calls: ``reset()`` before each sequence."""
     from spikingjelly.activation_based import neuron, surrogate
 
-    node: nn.Module = neuron.LIFNode(
+    return neuron.LIFNode(
         tau=1 / (1 - DECAY),
         decay_input=False,
         v_threshold=THRESHOLD,
@@ -58,14 +58,12 @@ def jelly_lif() -> nn.Module:
         detach_reset=True,
         step_mode="m",
     )
-    return node
 
 
-def snntorch_lif() -> nn.Module:
+def snntorch_lif() -> Any:
     from snntorch import Leaky, surrogate
 
-    node: nn.Module = Leaky(beta=DECAY, threshold=THRESHOLD, spike_grad=surrogate.atan(SLOPE))
-    return node
+    return Leaky(beta=DECAY, threshold=THRESHOLD, spike_grad=surrogate.atan(SLOPE))
 
 
 def batch(size: int) -> tuple[Tensor, Tensor]:
@@ -109,7 +107,7 @@ class _JellyNetwork(nn.Module):
         super().__init__()
         first, second, last = (layer.SeqToANNContainer(*group) for group in _synapses())
         self.network = nn.Sequential(first, jelly_lif(), second, jelly_lif(), last)
-        self.reset = functional.reset_net
+        self.reset: Callable[[nn.Module], None] = functional.reset_net
 
     def forward(self, x: Tensor) -> Tensor:
         self.reset(self.network)

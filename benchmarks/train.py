@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import peers
-from benchmarks.harness import OURS, Case, Disagreement
+from benchmarks.harness import OURS, Case, DisagreementError
 from benchmarks.peers import JELLY, SNNTORCH, TIME_STEPS
 from snnrobust.learning_rules import BPTT
 
@@ -34,11 +34,11 @@ def cases(tiny: bool = False) -> Iterator[Case]:
         f"Training step, small conv SNN, T = {TIME_STEPS}, batch of {size}",
         {f"{OURS}, BPTT.fit": fit, **loops},
         reference=SNNTORCH,
-        unit="ms/step",
+        unit="ms a step",
         scale=1e3 / steps,
         remarks=(
-            f"Same weights and data, float32, {steps} steps a call; the same plain loop for all but BPTT.fit,",
-            "which checks its input and writes a history besides.",
+            f"Same weights and data, float32, {steps} steps a call, in the same plain loop,",
+            "but for BPTT.fit, which also checks its input and records a history.",
             f"{OURS} and {JELLY} begin at the same loss (checked).",
         ),
     )
@@ -62,5 +62,5 @@ def _check(ours: nn.Module | None, theirs: nn.Module | None, x: Tensor, y: Tenso
     if ours is None or theirs is None:
         return
     losses = [F.cross_entropy(model(x), y) for model in (ours, theirs)]
-    if not torch.isclose(*losses, rtol=1e-3, atol=0.0):
-        raise Disagreement(f"{OURS} begins at a loss of {losses[0]:.4f}, {JELLY} at {losses[1]:.4f}")
+    if not torch.isclose(losses[0], losses[1], rtol=1e-3, atol=0.0):
+        raise DisagreementError(f"{OURS} begins at a loss of {losses[0]:.4f}, {JELLY} at {losses[1]:.4f}")

@@ -145,6 +145,16 @@ def test_normal_is_normal():
         assert abs((z**power).mean() - mean) < width * np.sqrt(variance)
 
 
+@pytest.mark.parametrize("word", [0, 1, 0xFFFFFFFF])
+def test_extreme_words(word, monkeypatch):
+    """They come once in 2**32 draws: never 1, never infinite."""
+    monkeypatch.setattr(draws_module, "philox", lambda key, counter: [torch.full((1, 1), word)] * 4)
+    assert uniform(KEY, torch.arange(1), (1, 1, 4)).unique().item() == (word >> 8) / 2**24 < 1.0
+    z = normal(KEY, torch.arange(1), (1, 1, 4))
+    r, a = np.sqrt(-2 * np.log((word + 0.5) / 2**32)), 2 * np.pi * word / 2**32
+    assert z.flatten().tolist() == pytest.approx([r * np.cos(a), r * np.sin(a)] * 2, abs=2e-5)
+
+
 def _correlation(a, b):
     return abs(np.corrcoef(a.numpy().ravel(), b.numpy().ravel())[0, 1])
 

@@ -57,7 +57,10 @@ class Attack:
         """
         checks.pixels("x", x, bounds=self.threat.bounds)
         checks.labels("y", y, len(x))
-        ids = checks.labels("sample_ids", torch.arange(len(x)) if sample_ids is None else sample_ids, len(x))
+        ids = torch.arange(len(x)) if sample_ids is None else sample_ids
+        if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.shape != y.shape:
+            given = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+            raise TypeError(f"sample_ids must be an int64 tensor [B], one id for each of {len(x)} samples, got {given}")
         x = x.detach()
         key = _key_of(x) if seed is None else derive(checks.count("seed", seed, low=0), "attack")
         with undisturbed(model):

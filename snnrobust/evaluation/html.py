@@ -73,7 +73,7 @@ def _page(results: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, An
     several = [m for m in models if len(chips_of(rows, m)) > 1]
     histories = {m: records for m, records in (results.get("histories") or {}).items() if records}
     return {
-        "title": f"{results['name']}: robustness report" if results.get("name") else "Robustness report",
+        "name": results.get("name"),
         "summary": _summary(main, report.get("settings") or {}, models),
         "notes": results.get("notes") or [],
         "key": _key_numbers(main, models),
@@ -82,7 +82,7 @@ def _page(results: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, An
         "chips": [_chip_figure(rows, m, f"chip{i}") for i, m in enumerate(several)],
         "one_chip": [(m, chips_of(rows, m)[0]) for m in models if m not in several] if several else [],
         "examples": [e for m in models if (e := _examples(report.get("examples") or [], m))],
-        "traps": [_trap(t, rows, models, diagnoses, f"trap{i}") for i, t in enumerate(traps)],
+        "traps": [_trap(t, rows, diagnoses, f"trap{i}") for i, t in enumerate(traps)],
         "trap_models": false,
         "training": [_training_figure(histories, m, f"training{i}") for i, m in enumerate(histories)],
         "rows": rows,
@@ -100,32 +100,35 @@ def _summary(rows: Sequence[Row], settings: Mapping[str, Any], models: Sequence[
     """What was measured, in sentences."""
     if not rows:
         return ["Nothing has been measured yet."]
-    attacks = [a for a in distinct(rows, "attack") if a not in (CLEAN, WORST, NULL)]
-    budgets = sorted({r["eps"] for r in rows if r["attack"] != CLEAN})
+    given: dict[str, list[str]] = {}  # models by what they were attacked with
+    for model in models:
+        own = [r for r in rows if r["model"] == model and r["attack"] not in (CLEAN, WORST, NULL)]
+        eps = listed(map(eps_text, sorted({r["eps"] for r in own})))
+        by = (
+            f"attacked with {named(distinct(own, 'attack'))} at eps{SPACE}= {eps}" if own else "measured without attack"
+        )
+        given.setdefault(by, []).append(model)
     n = distinct(rows, "n")
     seed = f" (seed{SPACE}{settings['seed']})" if "seed" in settings else ""
-    who = listed(models) if len(models) < 5 else f"{len(models)} models"
-    by = (
-        f"attacked with {listed(attacks)} at eps = {listed(map(eps_text, budgets))}"
-        if attacks
-        else "measured without attack"
+    text = [f"{named(who)} {'were' if len(who) > 1 else 'was'} {by}." for by, who in given.items()]
+    text.append(
+        f"Measured on the first {listed(map(count, n))} samples of the data{seed}; those that a model gets wrong without any "
+        "attack stay in the denominator."
     )
-    text = [
-        f"{who} {'were' if len(models) > 1 else 'was'} {by}, on the first {listed(f'{i:,}' for i in n)} samples of the data{seed}; samples that the model gets "
-        "wrong without any attack stay in the denominator."
-    ]  # fmt: skip
     chips = distinct(rows, "chip")
     if len(chips) > 1:
-        text.append(f"Each attack was crafted and judged on each chip by itself: {listed(chips)}.")
-    fixed = [m for m in models if all(r["judge_draws"] == 1 for r in rows if r["model"] == m)]
-    random = [r for r in rows if r["model"] not in fixed]
+        text.append(f"Each attack was crafted and judged on each chip by itself: {named(chips)}.")
+    random = [r for r in rows if r["judge_draws"] > 1]
+    fixed = [r for r in rows if r["judge_draws"] <= 1]
     if random:
         select, judge = (listed(distinct(random, key)) for key in ("selection_draws", "judge_draws"))
         text.append(
             f"Adversarial inputs were selected on {select} random draws of the model and judged on {judge} others."
         )
-    if fixed:
-        text.append(f"{listed(fixed)} {'are' if len(fixed) > 1 else 'is'} deterministic: one draw decides.")
+    if random and fixed:
+        on = {m: chips_of(fixed, m) for m in distinct(fixed, "model")}
+        where = [m if chips == chips_of(rows, m) else f"{m} on {named(chips)}" for m, chips in on.items()]
+        text.append(f"Without randomness one draw decides: {'; '.join(where)}.")
     if min(n) < CLAIM:
         text.append(f"n{SPACE}={SPACE}{min(n):,} is small: an illustration, not a claim.")
     return text
@@ -179,15 +182,14 @@ def _examples(examples: Sequence[Row], model: str) -> dict[str, Any] | None:
     return {"model": model, "chip": own[0]["chip"], "shown": shown, "others": [g for g in groups if g is not first]}
 
 
-def _trap(
-    trap: Row, rows: Sequence[Row], models: Sequence[str], diagnoses: Mapping[str, Any], key: str
-) -> dict[str, Any]:
+def _trap(trap: Row, rows: Sequence[Row], diagnoses: Mapping[str, Any], key: str) -> dict[str, Any]:
     """The false result beside the honest one."""
     model, twin = trap["model"], trap.get("same_weights_as")
     measured: list[str] = sorted((m for m in distinct(rows, "model") if m in (twin, model)), key=lambda m: m == model)
     names = {m: f"honest: {m}" if m == twin else f"false: {m}" for m in measured}
     found = {
-        "model": model, "twin": twin, "kinds": {m: "honest" if m == twin else "false" for m in measured}, "title": trap.get("title"), "text": trap.get("text"), "figure": None,
+        "model": model, "twin": twin, "kinds": {m: "honest" if m == twin else "false" for m in measured},
+        "title": trap.get("title"), "text": trap.get("text"), "figure": None,
         "key": _key_numbers([r for r in rows if r["model"] in measured], measured),
         "diagnosis": _diagnosis(diagnoses[model]) if model in diagnoses else None,
     }  # fmt: skip
@@ -274,7 +276,7 @@ def _png(image: plots.Images) -> str:
     data = io.BytesIO()
     pixels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
     no_name: dict[Any, Any] = {"Software": None}
-    imsave(data, pixels, cmap="gray", vmin=0, vmax=255, format="png", metadata=no_name)
+    imsave(data, pixels if pixels.ndim == 3 else np.stack([pixels] * 3, -1), format="png", metadata=no_name)
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
@@ -302,6 +304,11 @@ def listed(items: Iterable[object]) -> str:
     """a, b and c."""
     words = [str(i) for i in items]
     return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else "".join(words)
+
+
+def named(names: Iterable[str]) -> str:
+    """The same, with quotation marks where a name would break the list."""
+    return listed(f"“{name}”" if re.search(r"[,;]| and ", name) else name for name in names)
 
 
 def _printable(value: Any) -> Any:

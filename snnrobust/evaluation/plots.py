@@ -25,15 +25,9 @@ Report = RobustnessReport | Mapping[str, Any] | Sequence[Row]
 Images = NDArray[np.float64]
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#6b7280", "#dfe2e6", "#ffffff"
-SERIES = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#aa4499",
-    "#a87b00",
-    "#56669c",
-)  # after Okabe & Ito and Tol: safe for colour blindness
-MARKERS = ("o", "s", "^", "D", "v", "P")
+# After Okabe & Ito and Tol: safe for colour blindness.
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#a87b00", "#56669c")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than colours, so that pairs do not repeat soon
 WIDTH, HEIGHT = 4.0, 2.9  # inches a panel: small, so that its text stays legible on a phone
 TEXT = 11.0
 STYLE: dict[Any, Any] = {
@@ -68,7 +62,7 @@ def accuracy_vs_eps(report: Report, *, models: Sequence[str] | None = None, chip
         for axes, model in zip(panels, chosen, strict=True):
             on = chip if chip is not None else chips_of(rows, model)[0]
             _titled(axes, model)
-            _banded(axes, curve(rows, model, on, WORST), INK, "worst case (95 % band)")
+            _banded(axes, curve(rows, model, on, WORST), INK, "worst case")
             for i, attack in enumerate(attacks):
                 one = curve(rows, model, on, attack)
                 if len(one.eps) > 1 or (one.eps and one.eps[0] > 0):
@@ -76,17 +70,7 @@ def accuracy_vs_eps(report: Report, *, models: Sequence[str] | None = None, chip
                         one.eps, one.accuracy, color=SERIES[i % len(SERIES)], marker=MARKERS[i % len(MARKERS)], ms=4.5,
                         mfc=PAPER, lw=1.1, label=label(attack), zorder=4, markevery=slice(1, None) if one.eps[0] == 0 else None,
                     )  # fmt: skip
-            null = curve(rows, model, on, NULL)
-            if null.eps:
-                axes.plot(
-                    null.eps,
-                    null.accuracy,
-                    color=MUTED,
-                    linestyle=(0, (4, 2)),
-                    lw=1.4,
-                    label="null control",
-                    zorder=2,
-                )
+            _dashed(axes, curve(rows, model, on, NULL), "null control")
             _budgets(axes, rows)
         _legend(figure, panels)
     return figure
@@ -109,25 +93,19 @@ def compare_worst_case(
         figure, panels = _panels(1)
         for i, model in enumerate(chosen):
             on = chip if chip is not None else chips_of(rows, model)[0]
-            _banded(
-                panels[0],
-                curve(rows, model, on, WORST),
-                SERIES[i % len(SERIES)],
-                label(models[model]),
-                MARKERS[i % len(MARKERS)],
-            )
+            found, colour = curve(rows, model, on, WORST), SERIES[i % len(SERIES)]
+            _banded(panels[0], found, colour, label(models[model], 40), MARKERS[i % len(MARKERS)])
         if null is not None:
             noise = curve(rows, null, chip if chip is not None else chips_of(rows, null)[0], NULL)
-            panels[0].plot(
-                noise.eps, noise.accuracy, color=MUTED, linestyle=(0, (4, 2)), lw=1.4, label="random signs", zorder=2
-            )
+            _dashed(panels[0], noise, "null control")
         _budgets(panels[0], [r for r in rows if r["model"] in chosen])
         _legend(figure, panels, most=1)
     return figure
 
 
 def accuracy_per_chip(report: Report, *, models: Sequence[str] | None = None) -> Figure:
-    """Clean and worst-case accuracy on each chip at each budget, with 95 % intervals; a panel for each model.
+    """Clean and worst-case accuracy on each chip at each budget, with 95 % intervals; a panel for each model. Budgets that were
+    tried on one chip only are left out, if there are others.
 
     Args:
         report: A report, its JSON or its rows.
@@ -135,8 +113,12 @@ def accuracy_per_chip(report: Report, *, models: Sequence[str] | None = None) ->
     """
     rows = rows_of(report)
     chosen = _chosen(rows, models)
+    colours = distinct(rows, "chip")  # a chip keeps its colour from figure to figure
     every = distinct([r for r in rows if r["model"] in chosen], "chip")
-    budgets = sorted({r["eps"] for r in rows if r["attack"] == WORST and r["model"] in chosen})
+    worst = [r for r in rows if r["attack"] == WORST and r["model"] in chosen]
+    measured = {eps: {r["chip"] for r in worst if r["eps"] == eps} for eps in distinct(worst, "eps")}
+    budgets = sorted(eps for eps, chips in measured.items() if len(chips) > 1 or len(every) == 1)
+    size = min(6.0, 120 / (len(every) * (1 + len(budgets))))
     with style():
         figure, panels = _panels(len(chosen))
         for axes, model in zip(panels, chosen, strict=True):
@@ -147,13 +129,14 @@ def accuracy_per_chip(report: Report, *, models: Sequence[str] | None = None) ->
                 shown = [(0, r) for r in clean[:1]] + [(1 + j, found[b]) for j, b in enumerate(budgets) if b in found]
                 if not shown:
                     continue
-                shift = 0.6 * ((i + 0.5) / len(every) - 0.5)
-                accuracy = np.array([100 * r["accuracy"] for _, r in shown])
-                below = accuracy - [100 * r["low"] for _, r in shown]
-                above = [100 * r["high"] for _, r in shown] - accuracy
+                c, shift = colours.index(chip), 0.6 * ((i + 0.5) / len(every) - 0.5)
+                low, accuracy, high = np.array(
+                    [[100 * r[key] for _, r in shown] for key in ("low", "accuracy", "high")]
+                )
                 axes.errorbar(
-                    [x + shift for x, _ in shown], accuracy, yerr=np.clip([below, above], 0, None),
-                    fmt=MARKERS[i % len(MARKERS)], ms=6, lw=1.6, capsize=2.5, color=SERIES[i % len(SERIES)], label=label(chip),
+                    [x + shift for x, _ in shown], accuracy, yerr=np.clip([accuracy - low, high - accuracy], 0, None),
+                    fmt=MARKERS[c % len(MARKERS)], ms=size, lw=1.6, capsize=size / 2.5,
+                    color=SERIES[c % len(SERIES)], label=label(chip),
                 )  # fmt: skip
             axes.axvline(0.5, color=GRID, lw=1)
             ticks = ["clean", *map(eps_text, budgets)]
@@ -212,22 +195,16 @@ def training_curves(histories: Mapping[str, Any], *, models: Sequence[str] | Non
         for (top, bottom), model in zip(grid.T, chosen, strict=True):
             records = getattr(histories[model], "records", histories[model])
             _titled(top, model)
-            lines = (
-                (top, "accuracy", 100, SERIES[0], "training"), (top, "validation_accuracy", 100, SERIES[1], "validation"),
-                (bottom, "loss", 1, SERIES[0], "training"),
-            )  # fmt: skip
-            for axes, key, factor, colour, name in lines:
-                points = [(r["epoch"], factor * r[key]) for r in records if r.get(key) is not None]
+            for axes, key, colour, dash, name in (
+                (top, "accuracy", SERIES[0], "-", "training"), (top, "validation_accuracy", SERIES[1], "--", "validation"),
+                (bottom, "loss", SERIES[0], "-", "training"),
+            ):  # fmt: skip
+                points = [
+                    (r["epoch"], r[key] if key == "loss" else 100 * r[key]) for r in records if r.get(key) is not None
+                ]
                 if points:
                     marker = "o" if len(points) == 1 else ""
-                    axes.plot(
-                        *zip(*points, strict=True),
-                        color=colour,
-                        lw=1.6,
-                        marker=marker,
-                        ls="-" if name == "training" else "--",
-                        label=name,
-                    )
+                    axes.plot(*zip(*points, strict=True), color=colour, lw=1.6, marker=marker, ls=dash, label=name)
             _percentages(top)
             lowest = min([100.0, *(float(np.nanmin(line.get_ydata())) for line in top.lines)])
             top.set_ylim(10 * min(int(lowest // 10), 9), 100.8)
@@ -353,14 +330,20 @@ def _chosen(rows: Sequence[Row], models: Sequence[str] | None) -> list[str]:
 
 
 def _banded(axes: Axes, found: Curve, colour: str, name: str, marker: str = "") -> None:
-    axes.fill_between(found.eps, found.low, found.high, color=colour, alpha=0.16, lw=0, zorder=1)
     axes.plot(found.eps, found.accuracy, color=colour, lw=2.6, marker=marker, ms=6, label=name, zorder=3)
+    name_band = "" if marker else "95\u00a0% band"
+    axes.fill_between(found.eps, found.low, found.high, color=colour, alpha=0.16, lw=0, label=name_band, zorder=1)
     if found.eps and found.eps[0] == 0 and not marker:
         axes.plot(found.eps[:1], found.accuracy[:1], "o", ms=7, mfc=PAPER, mec=colour, mew=1.8, label="clean", zorder=5)
 
 
+def _dashed(axes: Axes, found: Curve, name: str) -> None:
+    if found.eps:
+        axes.plot(found.eps, found.accuracy, color=MUTED, linestyle=(0, (4, 2)), lw=1.4, label=name, zorder=2)
+
+
 def _titled(axes: Axes, name: str) -> None:
-    axes.set_title(label(name, 38), loc="left", fontsize=TEXT + 0.5, fontweight="bold")
+    axes.set_title(label(name, 28), loc="left", fontsize=TEXT + 0.5, fontweight="bold")
 
 
 def _percentages(axes: Axes) -> None:

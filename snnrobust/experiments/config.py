@@ -122,6 +122,7 @@ class Experiment(_Section):
 
     name: Name
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    notes: list[str] = Field(default=[])  # shown in the report
     data: DataSection = DataSection()
     models: list[ModelSection] = Field(min_length=1)
     attacks: list[AttackSection] = Field(min_length=1)

@@ -49,6 +49,7 @@ def run(experiment: Experiment, text: str, folder: str | Path, progress: bool = 
     report = _evaluate(experiment, models, test, folder / "cells", progress)
     results: dict[str, Any] = {
         "name": experiment.name,
+        "notes": experiment.notes,
         "report": report.to_json(),
         "diagnoses": _diagnose(experiment, models, test, folder / "diagnoses", progress),
         "histories": histories,

@@ -57,17 +57,12 @@ def victims():
     return build
 
 
-@pytest.fixture(params=list(VICTIMS))
-def victim(request):
-    return (request.param, *build(request.param))
-
-
 @pytest.fixture(scope="session")
 def digits_ann():
     """An ANN trained on digits, in float64, and 200 test samples."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = ordinary((Conv(8), Dense(32)), (1, 8, 8), 10)
+        model = ordinary((Conv(4), Dense(32)), (1, 8, 8), 10)
     learning_rules.BPTT(lr=1e-2).fit(model, data.load("digits", "train"), epochs=4, progress=False)
     x, y = data.take(data.load("digits", "test"), 200)
     model = model.double()

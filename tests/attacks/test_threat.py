@@ -96,25 +96,25 @@ def test_eps_may_be_a_number_or_a_fraction(eps, value):
 
 @pytest.mark.parametrize("eps", [-1e-9, "-1/255", 1.0001, 8, "300/255", math.nan, math.inf, "nan", "inf"])
 def test_an_impossible_eps_is_named(eps):
-    with pytest.raises(ValueError, match="^eps must be"):
+    with pytest.raises(ValueError, match=r"^eps must be"):
         Linf(eps)
 
 
 @pytest.mark.parametrize("eps", ["", "8/", "eight", "8/0", "8//255", "1e400", "0x1"])
 def test_a_garbled_eps_is_named(eps):
-    with pytest.raises(ValueError, match="^eps must be a number or a fraction"):
+    with pytest.raises(ValueError, match=r"^eps must be a number or a fraction"):
         Linf(eps)
 
 
 @pytest.mark.parametrize("eps", [None, True, [0.1], torch.tensor(0.1)])
 def test_an_eps_of_another_type_is_named(eps):
-    with pytest.raises(TypeError, match="^eps must be"):
+    with pytest.raises(TypeError, match=r"^eps must be"):
         Linf(eps)
 
 
 @pytest.mark.parametrize("bounds", [(1.0, 0.0), (0.5, 0.5), (0.0, math.inf), (math.nan, 1.0)])
 def test_impossible_bounds_are_named(bounds):
-    with pytest.raises(ValueError, match="^bounds must be"):
+    with pytest.raises(ValueError, match=r"^bounds must be"):
         Linf(0.1, bounds)
 
 

@@ -57,6 +57,13 @@ def test_zero_never_fires_and_one_always(dtype):
     assert torch.equal(spikes, x.expand(200, 100, 2))
 
 
+@pytest.mark.parametrize("draw", [0.0, 1 - 2.0**-24])
+def test_zero_never_fires_and_one_always_at_the_rarest_draws(draw, monkeypatch):
+    encoder = Poisson(2)
+    monkeypatch.setattr(encoder, "uniform", lambda shape, *_: torch.full(shape, draw))
+    assert encoder(torch.tensor([[0.0, 1.0]])).tolist() == [[[0.0, 1.0]]] * 2
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     T=st.integers(1, 6),

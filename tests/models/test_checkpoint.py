@@ -176,6 +176,15 @@ def test_a_foreign_safetensors_file(tmp_path):
             load(tmp_path / "foreign")
 
 
+def test_a_later_format(path):
+    with safe_open(path, "pt") as file:
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = file.metadata() | {"format": "snnrobust 2"}
+    save_file(held, path, header)
+    with pytest.raises(ValueError, match=r"is not a model of snnrobust 1: it holds model"):
+        load(path)
+
+
 def test_another_kind_of_ours(tmp_path):
     write_tensors(tmp_path / "state", "training state", {"w": torch.ones(2)}, {"epoch": 3})
     with pytest.raises(ValueError, match=r"state is not a model of snnrobust 1: it holds training state"):
