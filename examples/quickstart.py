@@ -1,10 +1,11 @@
 """Train a spiking network on handwritten digits, attack it on ideal and on imperfect hardware, and judge it."""
 
+from torch import nn
+
 from snnrobust import SpikingClassifier, attacks, data, evaluation, hardware, learning_rules, quantization
 from snnrobust.encoders import Poisson
 from snnrobust.layers import BNTT, MeanOutput, Sequential
 from snnrobust.neurons import LIF
-from torch import nn
 
 T, test = 8, data.load("digits", "test")
 network = Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False), BNTT(16, T), LIF(decay=0.95), nn.Flatten(), nn.Linear(1024, 10))

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 app = typer.Typer(
     name="snnrobust",
@@ -114,6 +117,7 @@ def attack(
     with _errors():
         model = models.load(checkpoint)
         test = datasets.load(data, "test")
+        _probe(model, test.tensors[0][:1], f"{checkpoint} does not fit --data {data}")
         arguments = {"steps": steps, "restarts": restarts} if attack == "PGD" else {}
         named = {"source": models.load(source)} if source is not None else {}
         section = AttackSection(
@@ -130,6 +134,13 @@ def attack(
     typer.echo(report.summary(_width()))
     if output is not None:
         typer.echo(f"report: {report.save(output)}")
+
+
+def _probe(model: nn.Module, x: Tensor, problem: str) -> None:
+    try:
+        model(x)
+    except RuntimeError as error:
+        raise ValueError(f"{problem}, whose images are {list(x.shape[1:])}: {error}") from error
 
 
 @app.command()

@@ -20,6 +20,7 @@ __all__ = [
     "Stochastic",
     "Stream",
     "derive",
+    "device_of",
     "draws",
     "is_stochastic",
     "keyed",
@@ -142,6 +143,11 @@ def one_key(model: nn.Module, key: Tensor | None = None) -> Iterator[None]:
     unkeyed = bool(stochastic) and all(m._key is None for m in stochastic)
     with draws(model, int(torch.randint(0, 1 << 62, ()) if key is None else key)) if unkeyed else nullcontext():
         yield
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are; the CPU for a model without any."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def is_stochastic(model: nn.Module, x: Tensor | None = None) -> bool:

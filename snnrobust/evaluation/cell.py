@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from snnrobust.attacks import Attack
 from snnrobust.attacks.attack import undisturbed
 from snnrobust.attacks.selection import Measurement, measure
-from snnrobust.draws import Stream, derive
+from snnrobust.draws import Stream, derive, device_of
 from snnrobust.evaluation.fingerprint import fingerprint, models_in
 from snnrobust.models.checkpoint import read_tensors, write_tensors
 
@@ -91,7 +91,7 @@ def _compute(
     parts = []
     ids = torch.arange(len(x))
     for index in ids.split(batch_size):
-        at, true = x[index], y[index]
+        at, true = x[index].to(device_of(model)), y[index].to(device_of(model))
         x_adv = at
         if attack is not None:
             with _counting([model, *models_in(attack)], cost):
@@ -99,7 +99,7 @@ def _compute(
         with undisturbed(model):
             selection = measure(model, x_adv, true, Stream(derive(seed, "select"), index), draws.selection)
             judgement = measure(model, x_adv, true, Stream(derive(seed, "judge"), index), draws.judgement)
-        parts.append((x_adv, selection, judgement))
+        parts.append((x_adv.cpu(), _to_cpu(selection), _to_cpu(judgement)))
     x_adv = torch.cat([p[0] for p in parts])
     distance = torch.zeros(len(x), dtype=torch.float64) if attack is None else attack.threat.distance(x, x_adv)
     return Cell(
@@ -111,6 +111,10 @@ def _compute(
         cost.gradients,
         time.perf_counter() - began,
     )
+
+
+def _to_cpu(measured: Measurement) -> Measurement:
+    return Measurement(*(t.cpu() for t in measured))
 
 
 @contextmanager

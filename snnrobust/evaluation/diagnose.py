@@ -28,7 +28,7 @@ from snnrobust.attacks import (
 from snnrobust.attacks.attack import undisturbed
 from snnrobust.attacks.selection import Measurement, measure
 from snnrobust.data import Data, take
-from snnrobust.draws import Stream, derive, is_stochastic
+from snnrobust.draws import Stream, derive, device_of, is_stochastic
 from snnrobust.evaluation.progress import progress_bar
 from snnrobust.statistics import holm, paired_greater
 
@@ -111,7 +111,7 @@ def diagnose(
     Source: the checks follow Athalye et al. 2018 and Carlini et al. 2019; tests are paired, one-sided and Holm-adjusted at
     the 5 % level.
     """
-    x, y = take(data, n)
+    x, y = (t.to(device_of(model)) for t in take(data, n))
     checks.pixels("inputs", x, bounds=threat.bounds)
     random = is_stochastic(model, x[:16])
     draws = checks.count("draws", draws) if random else 1
@@ -181,7 +181,7 @@ def _default(model: nn.Module, x: Tensor) -> GradientSource:
 
 
 def _share(measured: Measurement, draws: int) -> NDArray[np.float64]:
-    return (measured.correct.double() / draws).numpy()
+    return (measured.correct.double() / draws).cpu().numpy()
 
 
 def _alive(source: GradientSource, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> tuple[Check, bool]:
@@ -215,7 +215,7 @@ def _classifies(clean: Measurement, y: Tensor, draws: int) -> Check:
 
 
 def _stronger_than_noise(pgd: Measurement, noise: Measurement, draws: int) -> Check:
-    p = paired_greater(pgd.margin.numpy(), noise.margin.numpy())
+    p = paired_greater(pgd.margin.cpu().numpy(), noise.margin.cpu().numpy())
     found = (
         f"accuracy {_share(pgd, draws).mean():.1%} under PGD-40 and {_share(noise, draws).mean():.1%} under random signs; "
         f"mean margin of the wrong class {float(pgd.margin.mean()):.3g} and {float(noise.margin.mean()):.3g}"
@@ -254,10 +254,10 @@ def _of_another_class(x: Tensor, y: Tensor) -> Tensor:
     """For each sample, the next one in the set with another label."""
     if len(y.unique()) < 2:
         raise ValueError("the data holds one class only: diagnosis needs at least two")
-    index = torch.arange(len(y))
+    start = index = torch.arange(len(y), device=y.device)
     for shift in range(1, len(y)):
         same = y[index] == y
         if not same.any():
             break
-        index = torch.where(same, (torch.arange(len(y)) + shift) % len(y), index)
+        index = torch.where(same, (start + shift) % len(y), index)
     return x[index]

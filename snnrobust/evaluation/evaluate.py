@@ -13,7 +13,7 @@ from snnrobust import checks
 from snnrobust.attacks import Attack, RandomSign
 from snnrobust.attacks.selection import Measurement, better
 from snnrobust.data import Data, take
-from snnrobust.draws import is_stochastic
+from snnrobust.draws import device_of, is_stochastic
 from snnrobust.evaluation.cell import Cell, Draws, run_cell
 from snnrobust.evaluation.progress import progress_bar
 from snnrobust.evaluation.report import CLEAN, NULL, WORST, RobustnessReport
@@ -86,7 +86,11 @@ def evaluate(
     with progress_bar(f"attacking {name}", cells, progress) as advance:
         for chip, target in targets.items():
             victim = model if target is None else target
-            draws = Draws(selection_draws, judge_draws) if is_stochastic(victim, x[:16]) else Draws(1, 1)
+            draws = (
+                Draws(selection_draws, judge_draws)
+                if is_stochastic(victim, x[:16].to(device_of(victim)))
+                else Draws(1, 1)
+            )
             cell = partial(_cell, victim, x, y, seed, draws, batch_size, store, advance)
             clean = cell(None)
             report.add(name, chip, CLEAN, 0.0, y, draws, clean, clean, [])

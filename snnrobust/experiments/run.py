@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -32,7 +33,8 @@ def run(experiment: Experiment, text: str, folder: str | Path, progress: bool = 
     """Train, attack, deploy and judge; returns what ``results.json`` holds.
 
     The folder then holds ``experiment.toml``, ``configuration.json`` (with all defaults), ``versions.json``, ``models/`` (a
-    checkpoint, history and resumable training state each), ``cells/``, ``results.json``, ``samples.csv`` and ``report.html``.
+    checkpoint, history and resumable training state each), ``cells/``, ``figures/``, ``results.json``, ``samples.csv`` and
+    ``report.html``.
     Every file is written atomically. On a folder of an interrupted run it goes on; on a finished one it does nothing.
 
     Raises:
@@ -58,6 +60,7 @@ def run(experiment: Experiment, text: str, folder: str | Path, progress: bool = 
         "traps": [_trap(m) for m in experiment.models if m.trap is not None],
     }
     report.save_samples(folder / "samples.csv")
+    _write_figures(results, folder / "figures")
     write_bytes(folder / "report.html", render(results).encode())
     _write_json(folder / "results.json", results)  # last: its presence says that all is done
     return results
@@ -94,6 +97,7 @@ def render_folder(folder: str | Path) -> Path:
 
     results = read_results(folder)
     path = Path(folder) / "report.html"
+    _write_figures(results, Path(folder) / "figures")
     write_bytes(path, render(results).encode())
     return path
 
@@ -257,6 +261,26 @@ def _trap(section: ModelSection) -> dict[str, Any]:
         "title": section.name,
         "text": section.trap,
     }
+
+
+def _write_figures(results: Mapping[str, Any], folder: Path) -> None:
+    """The report's main figures once more, as pictures to put elsewhere."""
+    from snnrobust.evaluation import plots
+
+    traps = {t["model"]: t["same_weights_as"] for t in results["traps"]}
+    rows = results["report"]["rows"]
+    sound = [m for m in plots.distinct(rows, "model") if m not in traps]
+    figures = {
+        "accuracy": plots.accuracy_vs_eps(rows, models=sound),
+        "chips": plots.accuracy_per_chip(rows, models=sound),
+    }
+    for trap, honest in traps.items():
+        if honest is not None:
+            figures[f"trap-{file_name(trap)}"] = plots.compare_worst_case(rows, {honest: honest, trap: trap}, null=honest)
+    for name, figure in figures.items():
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=130)
+        write_bytes(folder / f"{name}.png", picture.getvalue())
 
 
 def _write_json(path: Path, content: Any) -> None:

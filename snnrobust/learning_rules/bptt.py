@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 from snnrobust import checks
 from snnrobust.data import Batch, Data, batches
-from snnrobust.draws import derive, draws
+from snnrobust.draws import derive, device_of, draws
 from snnrobust.learning_rules.resume import load_state, save_state
 from snnrobust.learning_rules.trainer import RULES, History
 
@@ -93,7 +93,7 @@ class BPTT:
         if validation is not None:
             _preflight(model, validation)
         if fabric is None:
-            device = next(model.parameters()).device
+            device = device_of(model)
             fabric = Fabric(accelerator=device.type, devices=1 if device.type == "cpu" else [device.index or 0])
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         path = None if checkpoint is None else Path(checkpoint)
@@ -171,7 +171,7 @@ def _preflight(model: nn.Module, data: Data) -> None:
     if not torch.isfinite(x).all():
         raise ValueError("inputs contain NaN or infinity")
     training = model.training
-    device = next(model.parameters()).device
+    device = device_of(model)
     with torch.no_grad(), draws(model.eval(), 0):
         logits = model(x[:1].to(device))
     model.train(training)

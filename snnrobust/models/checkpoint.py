@@ -56,7 +56,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             if header.get("format") != _FORMAT or header.get("kind") != kind:
-                found = header.get("kind") or "another program's file"
+                found = f"a {header['kind']} of {header['format']}" if "kind" in header else "another program's file"
                 raise ValueError(f"{path} is not a {kind} of {_FORMAT}: it holds {found}")
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["content"])  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, KeyError, RecursionError) as error:

@@ -34,8 +34,8 @@ def uniform(w: Tensor, bits: int) -> Tensor:
     scale = largest / levels
     if scale == 0:
         return w.clone()
-    quantized: Tensor = (exact / scale).round_().clamp_(-levels, levels).mul_(scale)
-    return quantized.to(w.dtype)
+    codes: Tensor = (exact / scale).round_().clamp_(-levels, levels)
+    return codes.div_(levels).mul_(largest).to(w.dtype)  # the largest weight stays as it is, to the bit
 
 
 class Uniform(Backend):

@@ -11,16 +11,18 @@ from snnrobust.encoders import Direct, Poisson
 from snnrobust.hardware import Chain, GaussianNoise, deploy
 from snnrobust.layers import MeanOutput, Sequential
 from snnrobust.models import Conv, Dense, Pool, SpikingClassifier, ordinary, spiking
+from snnrobust.neurons import LIF
 from snnrobust.quantization import Uniform, uniform
 from snnrobust.temporal import Temporal
 
 ARCHITECTURE = (Conv(4), Pool(), Dense(6))
 IDEAL, NOISY = Chain(), Chain(Uniform(bits=4), GaussianNoise(multiplicative=0.2, drawn="chip"))
+LIVELY = LIF(threshold=0.1)  # untrained layers would not spike at 1
 MODELS = {
     "ann": lambda: ordinary(ARCHITECTURE, (1, 4, 4), 3),
-    "direct": lambda: spiking(ARCHITECTURE, (1, 4, 4), 3, Direct(4)),
-    "poisson": lambda: spiking(ARCHITECTURE, (1, 4, 4), 3, Poisson(4)),
-    "without norm": lambda: spiking(ARCHITECTURE, (1, 4, 4), 3, Poisson(4), bntt=False),
+    "direct": lambda: spiking(ARCHITECTURE, (1, 4, 4), 3, Direct(4), LIVELY),
+    "poisson": lambda: spiking(ARCHITECTURE, (1, 4, 4), 3, Poisson(4), LIVELY),
+    "without norm": lambda: spiking(ARCHITECTURE, (1, 4, 4), 3, Poisson(4), LIVELY, bntt=False),
 }
 
 

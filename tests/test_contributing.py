@@ -1,0 +1,71 @@
+"""The examples of CONTRIBUTING.md work as shown."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from snnrobust import hardware
+from snnrobust.attacks import ATTACKS
+from snnrobust.draws import draws
+from snnrobust.encoders import ENCODERS
+from snnrobust.hardware import BACKENDS
+
+IMPORTS = """
+from dataclasses import dataclass, field
+from torch import Tensor, nn
+from snnrobust import checks
+from snnrobust.attacks.attack import Attack, warn_if_blunt
+from snnrobust.attacks.gradient import Backprop, GradientSource, cross_entropy
+from snnrobust.attacks.threat import Linf
+from snnrobust.draws import Stream
+from snnrobust.encoders.encoder import Encoder, repeat
+from snnrobust.hardware.backend import Array, Backend
+"""
+
+
+@pytest.fixture
+def shown() -> Iterator[dict[str, Any]]:
+    """The classes that the page defines; they register themselves, and are forgotten afterwards."""
+    page = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    before = [dict(registry) for registry in (ATTACKS, ENCODERS, BACKENDS)]
+    names: dict[str, Any] = {}
+    exec(IMPORTS + "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), names)
+    yield names
+    for registry, content in zip((ATTACKS, ENCODERS, BACKENDS), before, strict=True):
+        registry.clear()
+        registry.update(content)  # type: ignore[arg-type]
+
+
+def test_they_register_themselves(shown: dict[str, Any]) -> None:
+    assert "BIM" in ATTACKS
+    assert "Noisy" in ENCODERS
+    assert "DeadCells" in BACKENDS
+
+
+def test_the_attack_raises_the_loss_within_the_budget(shown: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, x, y = nn.Sequential(nn.Linear(6, 3)), torch.rand(20, 6), torch.randint(0, 3, (20,))
+    x_adv = shown["BIM"](shown["Linf"](0.1))(model, x, y)
+    loss = nn.functional.cross_entropy
+    assert float(loss(model(x_adv), y)) > float(loss(model(x), y)) + 0.05
+
+
+def test_the_encoder_streams_what_it_encodes(shown: dict[str, Any]) -> None:
+    encoder, x = shown["Noisy"](4, 0.5), torch.rand(3, 5)
+    with draws(encoder, 1):
+        whole = encoder(x)
+        assert torch.equal(torch.stack([encoder.step(x, t) for t in range(4)]), whole)
+    assert float((whole - x).std()) == pytest.approx(0.5, rel=0.3)
+
+
+def test_the_backend_kills_its_share(shown: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Linear(100, 100, bias=False))
+    chip = hardware.deploy(model, shown["DeadCells"](0.3), seed=1)
+    stored = chip(torch.eye(100))
+    assert float((stored == 0).float().mean()) == pytest.approx(0.3, abs=5 * (0.3 * 0.7 / 10_000) ** 0.5)
+    assert torch.equal(stored, hardware.deploy(model, shown["DeadCells"](0.3), seed=1)(torch.eye(100)))
