@@ -22,6 +22,7 @@ __all__ = [
     "derive",
     "device_of",
     "draws",
+    "fresh_key",
     "is_stochastic",
     "keyed",
     "normal",
@@ -136,12 +137,18 @@ def keyed(key: int, model: nn.Module | None = None) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def one_key(model: nn.Module, key: Tensor | None = None) -> Iterator[None]:
-    """``key``, or one from torch's generator, for a whole forward, unless :func:`draws` has set one."""
+def fresh_key(model: nn.Module) -> int | None:
+    """One key from torch's generator for a whole forward; None if ``model`` draws nothing or :func:`draws` has set a key."""
     stochastic = [m for m in model.modules() if isinstance(m, Stochastic) and m.stochastic]
     unkeyed = bool(stochastic) and all(m._key is None for m in stochastic)
-    with draws(model, int(torch.randint(0, 1 << 62, ()) if key is None else key)) if unkeyed else nullcontext():
+    return int(torch.randint(0, 1 << 62, ())) if unkeyed else None
+
+
+@contextmanager
+def one_key(model: nn.Module) -> Iterator[None]:
+    """A whole forward under one :func:`fresh_key`, if it needs any."""
+    key = fresh_key(model)
+    with nullcontext() if key is None else draws(model, key):
         yield
 
 

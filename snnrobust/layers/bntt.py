@@ -44,6 +44,11 @@ class BNTT(Temporal):
         self.register_buffer("running_mean", torch.zeros(time_steps, features))
         self.register_buffer("running_var", torch.ones(time_steps, features))
 
+    def forward(self, x: Tensor) -> Tensor:
+        if checks.sequence("x", x).shape[0] > self.time_steps:  # before any statistics are touched
+            raise ValueError(f"BNTT was made for {self.time_steps} time steps and got a sequence of {x.shape[0]}")
+        return super().forward(x)
+
     def initial_state(self, x_t: Tensor) -> int:
         return 0
 

@@ -38,7 +38,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_tensors(path: Path, kind: str, tensors: dict[str, Tensor], content: Any) -> None:
     """Tensors and JSON ``content`` in one file, atomically; :func:`read_tensors` gives them back."""
-    header = {"format": _FORMAT, "kind": kind, "content": json.dumps(content)}
+    header = {"snnrobust": json.dumps({"format": _FORMAT, "kind": kind, "content": content})}  # one key: equal bytes
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     write_bytes(path, to_bytes(tensors, header))
 
@@ -54,12 +54,12 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
         raise FileNotFoundError(f"no {kind} file at {path}")
     try:
         with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get("snnrobust", "{}"))
             if header.get("format") != _FORMAT or header.get("kind") != kind:
                 found = f"a {header['kind']} of {header['format']}" if "kind" in header else "another program's file"
                 raise ValueError(f"{path} is not a {kind} of {_FORMAT}: it holds {found}")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["content"])  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, KeyError, RecursionError) as error:
+            return {name: file.get_tensor(name) for name in file.keys()}, header["content"]  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is truncated or not a safetensors file ({error}): restore it or train again"
         ) from error

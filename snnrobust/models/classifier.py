@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
-import torch
 from torch import Tensor, nn
 
-from snnrobust.draws import one_key
+from snnrobust.draws import draws, fresh_key, one_key
 from snnrobust.encoders import Encoder
 from snnrobust.layers import Readout
 from snnrobust.temporal import Temporal
@@ -48,10 +48,11 @@ class SpikingClassifier(nn.Module):
 
     def stream(self, x: Tensor) -> Iterator[Tensor]:
         """The running logits ``[B, K]`` after each time step; the last are those of ``forward`` under the same draws."""
-        key = torch.randint(0, 1 << 62, ())
+        key = fresh_key(self)
         network_state = readout_state = None
         for t in range(self.time_steps):
-            with one_key(self, key):  # a context left open across a yield would leak into the caller's own forwards
+            # a context left open across a yield would leak into the caller's own forwards
+            with nullcontext() if key is None else draws(self, key):
                 x_t = self.encoder.step(x, t)
                 network_state = self.network.initial_state(x_t) if t == 0 else network_state
                 y_t, network_state = self.network.step(x_t, network_state)

@@ -61,9 +61,9 @@ def _logits(model, x):
 def _edit(path, change=lambda description: description, tensors=lambda tensors: tensors):
     """Rewrite the description or the tensors of a checkpoint."""
     with safe_open(path, "pt") as file:
-        header, held = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    header["content"] = json.dumps(change(json.loads(header["content"])))
-    save_file(tensors(held), path, header)
+        header, held = json.loads(file.metadata()["snnrobust"]), {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+    header["content"] = change(header["content"])
+    save_file(tensors(held), path, {"snnrobust": json.dumps(header)})
 
 
 # --- round trip -----------------------------------------------------------------------------------------------
@@ -177,11 +177,25 @@ def test_a_foreign_safetensors_file(tmp_path):
             load(tmp_path / "foreign")
 
 
+@pytest.mark.parametrize("header", ["3", "[]", "null", "{"])
+def test_a_broken_header(tmp_path, header):
+    save_file({"w": torch.ones(2)}, tmp_path / "m", {"snnrobust": header})
+    with pytest.raises(ValueError, match="m is truncated or not a safetensors file"):
+        load(tmp_path / "m")
+
+
+def test_equal_models_give_equal_bytes(tmp_path):
+    model = next(iter(MODELS.values()))()
+    for name in ("a", "b"):
+        save(model, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 def test_a_later_format(path):
     with safe_open(path, "pt") as file:
         held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = file.metadata() | {"format": "snnrobust 2"}
-    save_file(held, path, header)
+        header = json.loads(file.metadata()["snnrobust"]) | {"format": "snnrobust 2"}
+    save_file(held, path, {"snnrobust": json.dumps(header)})
     with pytest.raises(ValueError, match=r"is not a model of snnrobust 1: it holds a model of snnrobust 2"):
         load(path)
 
@@ -199,8 +213,9 @@ def test_another_kind_of_ours(tmp_path):
 
 @pytest.mark.parametrize("content", [None, "", "{", "[" * 100_000, "3"], ids=["none", "empty", "cut", "deep", "number"])
 def test_a_broken_description(tmp_path, content):
-    header = {"format": "snnrobust 1", "kind": "model"} | ({} if content is None else {"content": content})
-    save_file({"w": torch.ones(2)}, tmp_path / "m", header)
+    known = '"format": "snnrobust 1", "kind": "model"'
+    header = f"{{{known}}}" if content is None else f'{{{known}, "content": {content}}}'
+    save_file({"w": torch.ones(2)}, tmp_path / "m", {"snnrobust": header})
     with pytest.raises(
         ValueError, match=r"m is truncated or not a safetensors file|a module description must be an object"
     ):
