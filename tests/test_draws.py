@@ -11,7 +11,19 @@ from scipy import stats
 from torch import nn
 
 import snnrobust.draws as draws_module
-from snnrobust.draws import Stochastic, Stream, derive, draws, is_stochastic, keyed, normal, one_key, philox, uniform
+from snnrobust.draws import (
+    Stochastic,
+    Stream,
+    derive,
+    draws,
+    fresh_key,
+    is_stochastic,
+    keyed,
+    normal,
+    one_key,
+    philox,
+    uniform,
+)
 from snnrobust.encoders import Direct, Poisson
 
 SIGNIFICANCE = 1e-6  # of every statistical test; the keys are fixed, so each passes or fails for good
@@ -303,9 +315,19 @@ def test_one_key_holds_for_a_forward():
     model, x = Noisy(), torch.zeros(3, 1)
     with draws(model, 9):
         expected = model(x)
-        with one_key(model, torch.tensor(1)):  # a key that is set stays
+        state = torch.get_rng_state()
+        with one_key(model):  # a key that is set stays
             assert torch.equal(model(x), expected)
-    with one_key(model, torch.tensor(9)):
+        assert fresh_key(model) is None
+        assert fresh_key(Direct(4)) is None  # draws nothing
+        assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(3)
+    key = fresh_key(model)
+    assert key is not None
+    torch.manual_seed(3)
+    with draws(model, key):
+        expected = model(x)
+    with one_key(model):
         assert torch.equal(model(x), expected)
     with one_key(model):
         first, again = model(x), model(x)

@@ -129,10 +129,22 @@ def test_eval_does_not_depend_on_batch_or_layout():
     assert torch.equal(bntt(nhwc), y)
 
 
+def test_too_long_a_sequence_touches_no_statistics():
+    bntt = BNTT(2, 3)
+    before = {k: v.clone() for k, v in bntt.state_dict().items()}
+    with pytest.raises(ValueError, match="3 time steps"):
+        bntt(torch.rand(4, 5, 2))
+    assert all(torch.equal(v, before[k]) for k, v in bntt.state_dict().items())
+    y, t = torch.rand(5, 2), 0
+    with pytest.raises(ValueError, match="asked for step 4"):  # streaming cannot know how many will come
+        for _ in range(4):
+            y, t = bntt.step(y, t)
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((4, 2, 2), r"BNTT was made for 3 time steps and is asked for step 4"),
+        ((4, 2, 2), r"BNTT was made for 3 time steps and got a sequence of 4"),
         ((3, 2, 5), r"BNTT expects 2 channels in \[B, C, ...\], got shape \(2, 5\)"),
         ((3, 2), r"BNTT expects 2 channels in \[B, C, ...\], got shape \(2,\)"),
     ],
