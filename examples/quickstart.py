@@ -8,7 +8,9 @@ from snnrobust.layers import BNTT, MeanOutput, Sequential
 from snnrobust.neurons import LIF
 
 T, test = 8, data.load("digits", "test")
-network = Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False), BNTT(16, T), LIF(decay=0.95), nn.Flatten(), nn.Linear(1024, 10))
+network = Sequential(
+    nn.Conv2d(1, 16, 3, padding=1, bias=False), BNTT(16, T), LIF(decay=0.95), nn.Flatten(), nn.Linear(1024, 10)
+)
 model = SpikingClassifier(Poisson(T), network, MeanOutput())
 learning_rules.BPTT(lr=3e-3).fit(model, data.load("digits", "train"), epochs=5)
 threat = attacks.Linf("0.1")

@@ -276,7 +276,9 @@ def _write_figures(results: Mapping[str, Any], folder: Path) -> None:
     }
     for trap, honest in traps.items():
         if honest is not None:
-            figures[f"trap-{file_name(trap)}"] = plots.compare_worst_case(rows, {honest: honest, trap: trap}, null=honest)
+            figures[f"trap-{file_name(trap)}"] = plots.compare_worst_case(
+                rows, {honest: honest, trap: trap}, null=honest
+            )
     for name, figure in figures.items():
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=130)

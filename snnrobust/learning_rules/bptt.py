@@ -98,7 +98,10 @@ class BPTT:
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         path = None if checkpoint is None else Path(checkpoint)
         identity = {"rule": self.name, **asdict(self), **({"epochs": epochs} if self.schedule == "cosine" else {})}
+        identity["model"] = str(model)  # two models of equal shapes may differ in their neurons
         history = History() if path is None or not path.exists() else load_state(path, model, optimizer, identity)
+        if len(history.records) > epochs:
+            raise ValueError(f"{path} is already at epoch {len(history.records)}, past epochs={epochs}: raise epochs")
         parallel, parallel_optimizer = fabric.setup(model, optimizer)
         if len(history.records) < epochs:
             with _EpochBar(progress and fabric.is_global_zero, epochs) as bar:
@@ -172,10 +175,13 @@ def _preflight(model: nn.Module, data: Data) -> None:
         raise ValueError("inputs contain NaN or infinity")
     training = model.training
     device = device_of(model)
-    with torch.no_grad(), draws(model.eval(), 0):
-        logits = model(x[:1].to(device))
-    model.train(training)
-    checks.labels("labels", y, len(x), logits.shape[1])
+    try:
+        with torch.no_grad(), draws(model.eval(), 0):
+            logits = model(x[:1].to(device))
+    finally:
+        model.train(training)
+    checks.labels("labels", y, len(x), logits.shape[1] if logits.dim() == 2 else None)
+    checks.logits(logits, y[:1])
 
 
 def _shard(batch: Batch, fabric: Fabric) -> tuple[Batch, float]:

@@ -44,10 +44,9 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, i
         }
         raise ValueError(f"{path} is of another training ({', '.join(sorted(differing))} differ): {remedy}")
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{path} is of another model: {remedy}") from error
+    if {name: t.shape for name, t in weights.items()} != {name: t.shape for name, t in model.state_dict().items()}:
+        raise ValueError(f"{path} is of another model: {remedy}")
+    model.load_state_dict(weights)
     state: dict[int, dict[str, Any]] = {}
     named = {k.removeprefix("optimizer."): t for k, t in tensors.items() if k.startswith("optimizer.")}
     for key, value in {**named, **content["numbers"]}.items():
