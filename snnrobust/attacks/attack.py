@@ -55,6 +55,8 @@ class Attack:
         Raises:
             ValueError, TypeError: inputs outside the bounds, NaN, labels out of range, wrong ranks, an empty batch.
         """
+        if not isinstance(self.threat, Linf):
+            raise TypeError(f'threat must be a threat model such as Linf("8/255"), got {self.threat!r}')
         checks.pixels("x", x, bounds=self.threat.bounds)
         checks.labels("y", y, len(x))
         ids = torch.arange(len(x)) if sample_ids is None else sample_ids

@@ -212,6 +212,13 @@ def test_bad_keys_are_named(arguments, error, words, victims):
         RandomSign(THREAT)(*victims("ann"), **arguments)
 
 
+@pytest.mark.parametrize("threat", ["8/255", 8 / 255, Linf])
+@pytest.mark.parametrize("attack", [RandomSign, FGSM, PGD])
+def test_a_threat_that_is_none_is_named(attack, threat, victims):
+    with pytest.raises(TypeError, match=r'threat must be a threat model such as Linf\("8/255"\)'):
+        attack(threat)(*victims("ann"))
+
+
 def test_another_budget_is_the_same_attack_at_it(case):
     _, attack, model, x, y = case
     if isinstance(attack, Transfer):

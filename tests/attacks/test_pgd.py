@@ -101,22 +101,34 @@ def test_early_stop_keeps_the_first_adversarial_input(digits_ann):
 
 
 def test_early_stop_of_a_random_model_asks_all_selection_draws(victims, monkeypatch):
+    """Who is wrong in each of the draws stays where it is; who is right once moves on."""
     model, x, y = victims("poisson")
     x, y = x.repeat(8, 1, 1, 1), y.repeat(8)
-    stopped = {}
+    active, stopped, undecided = [], {}, set()
+
+    class Spy(Backprop):
+        def __call__(self, model, x, y, loss, stream):
+            active.append(set(stream.sample_ids.tolist()))
+            return super().__call__(model, x, y, loss, stream)
 
     def spy(model, x, y, stream, n):
-        measured = measure(model, x, y, stream, n)
-        for i in (measured.correct == 0).nonzero()[:, 0].tolist():
-            stopped[int(stream.sample_ids[i])] = x[i]
         assert n == 7
+        measured = measure(model, x, y, stream, n)
+        for i, sample in enumerate(stream.sample_ids.tolist()):
+            if measured.correct[i] == 0:
+                stopped[sample] = (len(active), x[i])
+            elif measured.correct[i] < n:
+                undecided.add(sample)
         return measured
 
     monkeypatch.setattr(pgd, "measure", spy)
-    attack = PGD(THREAT, steps=6, early_stop=True, selection_draws=7)
+    attack = PGD(THREAT, steps=6, early_stop=True, selection_draws=7, gradient=Spy())
     x_adv = attack(model, x, y, seed=0)
-    assert 0 < len(stopped) < len(x)
-    assert all(torch.equal(x_adv[i], at) for i, at in stopped.items())
+    for step, ids in enumerate(active):
+        assert ids == set(range(48)) - {sample for sample, (when, _) in stopped.items() if when <= step}
+    assert all(torch.equal(x_adv[sample], at) for sample, (_, at) in stopped.items())
+    assert stopped
+    assert undecided - stopped.keys()
 
 
 def test_more_restarts_are_never_worse_on_the_selection_draws(victims):

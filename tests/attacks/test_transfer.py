@@ -45,10 +45,11 @@ def test_equals_the_inner_attack_on_the_source_with_its_stream(victims):
     inner = PGD(THREAT, steps=2, step_size="2/255", restarts=2, gradient=EOT(2), selection_draws=3)
     expected = inner.perturb(source, x, y, stream.fork("transfer"))
     source.train()  # attacked in eval mode all the same
-    source.network[1].eval()
+    source.network[2].eval()
     assert torch.equal(Transfer(inner, source).perturb(victim, x, y, stream), expected)
     assert source.training
-    assert not source.network[1].training
+    assert source.network[1].training
+    assert not source.network[2].training
 
 
 def test_the_threat_is_that_of_the_inner_attack(victims):

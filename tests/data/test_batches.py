@@ -76,10 +76,11 @@ def test_the_order_does_not_depend_on_the_batch_size(kind):
     assert order(KINDS[kind](), 1, 7) == order(KINDS[kind](), 1, 4)
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 on fork
+@pytest.mark.parametrize("settings", [{}, {"num_workers": 1, "multiprocessing_context": "fork"}])
 @pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_random_augmentation_in_a_loader_is_keyed(shuffle, workers):
-    data = loader(Augmented(), shuffle=shuffle, num_workers=workers)
+def test_random_augmentation_in_a_loader_is_keyed(shuffle, settings):
+    data = loader(Augmented(), shuffle=shuffle, **settings)
     generator = torch.get_rng_state()
     assert order(data, 1) == order(data, 1)
     assert order(data, 1) != order(data, 2)

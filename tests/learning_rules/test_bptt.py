@@ -82,6 +82,16 @@ def test_one_seed_decides_all(kind, digits):
 
 
 @pytest.mark.parametrize("kind", MODELS)
+def test_the_seed_decides_the_draws_of_the_model_also_where_the_order_is_given(kind, digits):
+    loader = DataLoader(TensorDataset(*digits[0]), batch_size=50)
+    weights = []
+    for seed in (1, 2):
+        weights.append(fresh(MODELS[kind]))
+        BPTT(lr=1e-2, seed=seed).fit(weights[-1], loader, epochs=1, progress=False)
+    assert same_weights(*weights) == (kind in ("ann", "direct"))
+
+
+@pytest.mark.parametrize("kind", MODELS)
 def test_generators_data_and_gradients_are_left_alone_and_the_model_is_in_eval_mode(kind, digits):
     train, validation = digits
     before = deepcopy((train, validation))

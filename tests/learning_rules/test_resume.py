@@ -151,7 +151,7 @@ def write_pickle(path):
         (lambda path: path.write_bytes(b""), "truncated or not a safetensors file"),
         (lambda path: path.write_bytes(b"\0" * 500), "truncated or not a safetensors file"),
         (write_pickle, "truncated or not a safetensors file"),
-        (write_model, "is not a training state .*: it holds model"),
+        (write_model, "is not a training state .*: it holds a model"),
     ],
 )
 def test_a_file_that_is_damaged_or_not_ours_is_an_error(damage, words, checkpoint, tmp_path):

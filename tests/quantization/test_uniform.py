@@ -19,7 +19,7 @@ def test_is_the_nearest_level(values, bits, dtype):
     exact = w.double()
     grid = torch.arange(-levels, levels + 1, dtype=torch.float64) * (exact.abs().max() / levels)
     distance = (exact[:, None] - grid).abs().amin(1)  # brute force
-    one = torch.finfo(dtype).eps * exact.abs().max() + torch.finfo(dtype).tiny  # a level is rounded, too
+    one = 2 * torch.finfo(dtype).eps * exact.abs().max() + torch.finfo(dtype).tiny  # both grids are rounded
     assert ((q.double() - exact).abs() <= distance + one).all()
     assert ((q.double()[:, None] - grid).abs().amin(1) <= one).all()
     step = exact.abs().max() / levels
@@ -35,6 +35,13 @@ def test_is_the_nearest_level(values, bits, dtype):
 def test_is_idempotent_to_the_bit(values, bits, dtype):
     q = uniform(torch.tensor(values, dtype=dtype), bits)
     assert torch.equal(uniform(q, bits), q)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+def test_the_precision_of_the_weights_blurs_no_level(bits, dtype):
+    w = torch.randn(10_000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(uniform(w, bits), uniform(w.double(), bits).to(dtype))
 
 
 @pytest.mark.parametrize("bits", range(2, 17))
