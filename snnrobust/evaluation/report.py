@@ -131,8 +131,8 @@ class RobustnessReport:
 
         budgets = sorted({r["eps"] for r in self.rows})
         table = Table(box=SIMPLE_HEAD, title="accuracy in %, and its 95 % interval over samples", title_justify="left")
-        for heading in ("model", "chip", "attack"):
-            table.add_column(heading, overflow="fold")
+        for heading, least in (("model", 9), ("chip", 8), ("attack", 12)):
+            table.add_column(heading, overflow="fold", min_width=least)
         for budget in budgets:
             table.add_column(f"eps {budget:.4g}" if budget else "clean", justify="right", no_wrap=True)
         lines: dict[tuple[str, str, str], dict[float, str]] = {}

@@ -129,7 +129,6 @@ def test_a_surrogate_for_an_ann_is_an_error(victims):
 
 
 def test_an_encoder_without_gradient_is_said_aloud_and_the_attack_stays_at_its_start():
-    torch.manual_seed(0)
     model = spiking((Dense(8),), (5,), 3, Poisson(4, gradient="none"))
     x, y = torch.rand(6, 5), torch.arange(6) % 3
     with pytest.warns(BluntGradientWarning, match="FGSM: the gradient is exactly zero for all 6 samples"):
