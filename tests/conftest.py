@@ -1,6 +1,10 @@
 """What holds for every test."""
 
-import torch
+import os
 
 # The tensors of the tests are small: on a busy machine a second thread makes them five times slower, not faster.
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+
+import torch  # noqa: E402
+
 torch.set_num_threads(1)

@@ -66,7 +66,7 @@ class Attack:
         x = x.detach()
         key = _key_of(x) if seed is None else derive(checks.count("seed", seed, low=0), "attack")
         with undisturbed(model):
-            x_adv = self.perturb(model, x, y, Stream(key, ids))
+            x_adv = self.perturb(model, x, y, Stream(key, ids.cpu()))
         self.threat.validate(x, x_adv)
         return x_adv
 

@@ -59,7 +59,8 @@ class PGD(Attack):
             raise ValueError("restarts > 1 need random_start=True: without it they are all the same")
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> Tensor:
-        draws = self.selection_draws if is_stochastic(model, x[:8]) else 1
+        selects = self.restarts > 1 or self.early_stop
+        draws = self.selection_draws if selects and is_stochastic(model, x[:8]) else 1
         if self.restarts == 1:
             return self._climb(model, x, y, stream.fork("restart", 0), draws)
         best, standing = x, None
