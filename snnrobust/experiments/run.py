@@ -118,21 +118,34 @@ def _claim(folder: Path, experiment: Experiment, text: str) -> None:
     resolved = experiment.model_dump(mode="json")
     path = folder / "configuration.json"
     if path.exists():
-        try:
-            there = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}): give another folder") from error
-        if there != resolved:
-            differing = ", ".join(sorted(k for k in resolved.keys() | there.keys() if resolved.get(k) != there.get(k)))
-            raise ValueError(
-                f"{folder} holds a run of another experiment ({differing} differ): give another folder with -o"
-            )
-        return
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "experiment.toml").exists():
-        raise ValueError(f"{folder} is not empty and not a run folder: give another with -o")
-    write_bytes(folder / "experiment.toml", text.encode())
-    _write_json(folder / "versions.json", versions())
-    _write_json(path, resolved)
+        _check_claim(folder, resolved)
+    elif folder.is_dir():  # nothing but what a kill may have left of the first files
+        first = ("experiment.toml", "versions.json")
+        ours = (*first, *(f".{name}." for name in (*first, path.name)))
+        strangers = [p.name for p in folder.iterdir() if not p.name.startswith(ours)]
+        if strangers:
+            raise ValueError(f"{folder} holds {min(strangers)} and is not a run folder: give another with -o")
+    for left in folder.rglob(".*.tmp"):
+        left.unlink()
+    if not path.exists():
+        write_bytes(folder / "experiment.toml", text.encode())
+        _write_json(folder / "versions.json", versions())
+        _write_json(path, resolved)
+
+
+def _check_claim(folder: Path, resolved: dict[str, Any]) -> None:
+    path = folder / "configuration.json"
+    try:
+        there, begun = json.loads(path.read_bytes()), json.loads((folder / "versions.json").read_bytes())
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{folder} is a damaged run folder ({error}): give another with -o") from error
+    if there != resolved:
+        differing = ", ".join(sorted(k for k in resolved.keys() | there.keys() if resolved.get(k) != there.get(k)))
+        raise ValueError(
+            f"{folder} holds a run of another experiment ({differing} differ): give another folder with -o"
+        )
+    if begun != versions() and not (folder / "results.json").exists():
+        warnings.warn(f"{folder} was begun with {begun}, and goes on with {versions()}", stacklevel=4)
 
 
 def _data(experiment: Experiment) -> tuple[TensorDataset, TensorDataset | None, TensorDataset]:

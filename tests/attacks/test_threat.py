@@ -56,9 +56,10 @@ def test_the_projection_is_the_nearest_legal_input(case):
         exact = wish.clamp(*threat.bounds).clamp(x - threat.eps, x + threat.eps)
         assert (projected - exact).abs().le(2**-52).all()
     else:  # the next value towards the wish is illegal
-        assert not (moved & inside).any()
-        further = torch.nextafter(projected, wish)[moved].tolist()
-        assert not any(exactly_legal(v, at, threat) for v, at in zip(further, x[moved].tolist(), strict=True))
+        further = torch.nextafter(projected, wish)
+        for v in (wish, further):
+            pairs = zip(v[moved].tolist(), x[moved].tolist(), strict=True)
+            assert not any(exactly_legal(value, at, threat) for value, at in pairs)
 
 
 @settings(max_examples=100, deadline=None)

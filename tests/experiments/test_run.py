@@ -133,8 +133,29 @@ def test_a_folder_of_another_experiment_is_refused(finished: Path, tmp_path: Pat
     with pytest.raises(ValueError, match=r"another experiment \(seed differ"):
         run(finished, TEXT.replace("seed = 3", "seed = 4"))
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match="not empty and not a run folder"):
+    (tmp_path / ".draft.tmp").write_text("mine too")
+    with pytest.raises(ValueError, match=r"holds .draft.tmp and is not a run folder"):
         run(tmp_path)
+    assert (tmp_path / ".draft.tmp").exists()
+
+
+def test_what_a_kill_leaves_of_the_very_first_file_is_no_hindrance(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    (folder / ".experiment.toml.abc.tmp").write_text("half of it")
+    with pytest.raises(ValueError, match="only 500 test samples"):  # it gets as far as the data
+        run(folder, TEXT.replace("samples = 60\neps", "samples = 501\neps"))
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_other_versions_are_told(tmp_path: Path) -> None:
+    text = TEXT.replace("samples = 60\neps", "samples = 501\neps")
+    with pytest.raises(ValueError, match="only 500"):
+        run(tmp_path / "x", text)
+    path = tmp_path / "x" / "versions.json"
+    path.write_text(path.read_text().replace(str(torch.__version__), "1.0"))
+    with pytest.warns(UserWarning, match=r"begun with .*'torch': '1.0'"), pytest.raises(ValueError, match="only 500"):
+        run(tmp_path / "x", text)
 
 
 def test_too_many_samples_are_refused_before_any_training(tmp_path: Path) -> None:
