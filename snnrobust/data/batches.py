@@ -28,7 +28,8 @@ class Batch(NamedTuple):
 def batches(data: Data, batch_size: int, shuffle_key: int | None = None) -> Iterator[Batch]:
     """The whole of ``data`` once; no sample is dropped.
 
-    A dataset or pair of tensors is shuffled by ``shuffle_key`` (None: in order), and a sample's id is its index. A
+    A dataset or pair of tensors is shuffled by ``shuffle_key`` (None: in order), and a sample's id is its index; when
+    shuffled, a last sample on its own joins the batch before. A
     DataLoader keeps its own batches and order, with torch's generator seeded from ``shuffle_key``; ids count from 0.
 
     Raises:
@@ -56,6 +57,8 @@ def _iterate(data: Data, batch_size: int, shuffle_key: int | None) -> Iterator[t
             if pair is None:
                 return
             yield pair[0], pair[1], None
+    if isinstance(data, list) and data and isinstance(data[0], Tensor):
+        raise TypeError("data must be a map-style dataset, a DataLoader or a tuple (x, y), got a list of tensors: use (x, y)")
     if isinstance(data, tuple):
         checks.labels("labels", data[1], len(data[0]))
     dataset = TensorDataset(*data) if isinstance(data, tuple) else data
@@ -65,7 +68,10 @@ def _iterate(data: Data, batch_size: int, shuffle_key: int | None) -> Iterator[t
     order = torch.arange(size)
     if shuffle_key is not None:
         order = torch.randperm(size, generator=torch.Generator().manual_seed(shuffle_key))
-    for index in order.split(batch_size) if size else ():
+    parts = list(order.split(batch_size)) if size else []
+    if shuffle_key is not None and len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]  # batch normalisation cannot train on one sample, and none is dropped
+    for index in parts:
         if isinstance(dataset, TensorDataset):
             x, y = (t[index] for t in dataset.tensors)
         else:

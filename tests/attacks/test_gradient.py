@@ -175,3 +175,9 @@ def test_a_model_that_gives_no_usable_gradient_is_an_error(function, words, atta
 def test_bad_numbers_of_samples_are_named(samples, error):
     with pytest.raises(error, match="samples"):
         EOT(samples)
+
+
+def test_inference_mode_is_named():
+    model, x, y = nn.Sequential(nn.Linear(3, 2)), torch.rand(4, 3), torch.zeros(4, dtype=torch.int64)
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        FGSM(Linf(0.1))(model, x, y)

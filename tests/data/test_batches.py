@@ -129,3 +129,16 @@ def test_take_gives_the_first_samples(kind, n):
 def test_take_never_gives_fewer(n, words):
     with pytest.raises(ValueError, match=words):
         take((X, Y), n)
+
+
+def test_a_last_sample_on_its_own_joins_the_batch_before_when_training():
+    x, y = torch.rand(9, 2), torch.arange(9)
+    assert [len(b.x) for b in batches((x, y), 4, shuffle_key=1)] == [4, 5]
+    assert [len(b.x) for b in batches((x, y), 4)] == [4, 4, 1]
+    assert sorted(torch.cat([b.sample_ids for b in batches((x, y), 4, shuffle_key=1)]).tolist()) == list(range(9))
+    assert [len(b.x) for b in batches((x[:1], y[:1]), 4, shuffle_key=1)] == [1]
+
+
+def test_a_list_is_refused_with_the_remedy():
+    with pytest.raises(TypeError, match=r"got a list of tensors: use \(x, y\)"):
+        next(batches([torch.rand(3, 2), torch.arange(3)], 2))
