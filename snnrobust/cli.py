@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,9 +17,22 @@ import typer
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# Before torch starts its threads: on a machine that is also busy with something else, threads that spin while they wait
-# made a run of small operations 30 to 40 times slower than threads that sleep.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+def _prepare() -> None:
+    """What has to be set before torch is loaded, for this process only."""
+    # On a machine that is also busy with something else, threads that spin while they wait made small operations
+    # 40 times slower than threads that sleep.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # glibc gives large blocks back to the system when they are freed and faults them in again page by page: without this
+    # an attack on the demo's network spends a third of its time there.
+    with suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, top_pad, mmap_max = -1, -2, -4
+        for parameter, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20)):
+            mallopt(parameter, value)
+
+
+_prepare()
 
 app = typer.Typer(
     name="snnrobust",

@@ -48,7 +48,9 @@ class Backprop:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss, stream: Stream) -> tuple[Tensor, Tensor]:
         if torch.is_inference_mode_enabled():
-            raise ValueError("gradients cannot be taken under torch.inference_mode(): use torch.no_grad() around the attack")
+            raise ValueError(
+                "gradients cannot be taken under torch.inference_mode(): use torch.no_grad() around the attack"
+            )
         x = x.detach().requires_grad_()
         with torch.enable_grad(), draws(model, stream.key, stream.sample_ids):
             logits = checks.logits(model(x), y)

@@ -58,7 +58,9 @@ def _iterate(data: Data, batch_size: int, shuffle_key: int | None) -> Iterator[t
                 return
             yield pair[0], pair[1], None
     if isinstance(data, list) and data and isinstance(data[0], Tensor):
-        raise TypeError("data must be a map-style dataset, a DataLoader or a tuple (x, y), got a list of tensors: use (x, y)")
+        raise TypeError(
+            "data must be a map-style dataset, a DataLoader or a tuple (x, y), got a list of tensors: use (x, y)"
+        )
     if isinstance(data, tuple):
         checks.labels("labels", data[1], len(data[0]))
     dataset = TensorDataset(*data) if isinstance(data, tuple) else data
