@@ -8,9 +8,22 @@ from collections.abc import Iterable
 from fractions import Fraction
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["choice", "count", "fraction", "labels", "logits", "nearest", "number", "pixels", "sequence"]
+__all__ = [
+    "call",
+    "choice",
+    "count",
+    "fraction",
+    "function",
+    "labels",
+    "logits",
+    "module",
+    "nearest",
+    "number",
+    "pixels",
+    "sequence",
+]
 
 
 def number(
@@ -64,8 +77,9 @@ def choice(name: str, value: str, options: Iterable[str]) -> str:
 
 def nearest(value: object, options: Iterable[str]) -> str:
     """`` (did you mean 'x'?)``, or nothing."""
-    close = difflib.get_close_matches(str(value), list(options), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    named = {option.lower(): option for option in options}
+    close = difflib.get_close_matches(str(value).lower(), list(named), n=1, cutoff=0.5)
+    return f" (did you mean {named[close[0]]!r}?)" if close else ""
 
 
 def sequence(name: str, x: Tensor, rank: int = 2) -> Tensor:
@@ -88,10 +102,11 @@ def pixels(name: str, x: Tensor, rank: int = 2, bounds: tuple[float, float] = (0
     if x.dim() < rank or x.numel() == 0:
         raise ValueError(f"{name} must be a batch [B, ...] that is not empty, got shape {tuple(x.shape)}")
     low, high = (float(v) for v in torch.aminmax(x.detach()))
+    if math.isnan(low) or math.isnan(high):
+        raise ValueError(f"{name} contains NaN: repair or leave out those samples")
     if not (low >= bounds[0] and high <= bounds[1]):
-        what = "contains NaN" if math.isnan(low) or math.isnan(high) else f"lies in [{low:g}, {high:g}]"
         raise ValueError(
-            f"{name} must lie in [{bounds[0]:g}, {bounds[1]:g}], but {what}: "
+            f"{name} must lie in [{bounds[0]:g}, {bounds[1]:g}], but lies in [{low:g}, {high:g}]: "
             "scale it there, and make normalisation a layer of the model"
         )
     return x
@@ -107,6 +122,31 @@ def labels(name: str, y: Tensor, batch: int, classes: int | None = None) -> Tens
     if classes is not None and len(y) and not (int(y.min()) >= 0 and int(y.max()) < classes):
         raise ValueError(f"{name} must lie in 0..{classes - 1}, got {int(y.min())}..{int(y.max())}")
     return y
+
+
+def module(name: str, value: object) -> nn.Module:
+    """A ``torch.nn.Module``."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module from inputs to logits, got {type(value).__name__}")
+    return value
+
+
+def function(name: str, value: object) -> object:
+    """Something that can be called."""
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(f"{name} must be a function or an object that can be called, got {value!r}")
+    return value
+
+
+def call(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """``model(x)``, checked by :func:`logits`; an input that the model does not take is named with its shape."""
+    try:
+        value = model(x)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(f"the model does not take x of shape {tuple(x.shape)}: {error}") from error
+    return logits(value, y)
 
 
 def logits(value: Tensor, y: Tensor) -> Tensor:

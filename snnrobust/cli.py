@@ -53,7 +53,7 @@ def _errors() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: typer.secho(f"warning: {message}", fg="yellow", err=True)
             yield
-    except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(2) from error
 
@@ -112,8 +112,8 @@ def attack(
     data: Annotated[str, typer.Option(help="Data set: digits, mnist or fashion-mnist.")] = "digits",
     attack: Annotated[str, typer.Option(help="FGSM, PGD or RandomSign.")] = "PGD",
     eps: Annotated[list[str] | None, typer.Option(help='Budgets, such as 0.1 or "8/255"; may be repeated.')] = None,
-    steps: Annotated[int, typer.Option(help="Steps of PGD.")] = 20,
-    restarts: Annotated[int, typer.Option(help="Random starts of PGD.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Steps of PGD; by default 20.")] = None,
+    restarts: Annotated[int | None, typer.Option(help="Random starts of PGD; by default 1.")] = None,
     eot: Annotated[int, typer.Option(help="Draws averaged in each gradient, for a model with randomness.")] = 4,
     source: Annotated[Path | None, typer.Option(help="Transfer: craft on the model of this checkpoint.")] = None,
     samples: Annotated[int, typer.Option(help="The first so many test samples.")] = 200,
@@ -137,7 +137,7 @@ def attack(
         model = models.load(checkpoint)
         test = datasets.load(data, "test")
         _probe(model, test.tensors[0][:1], f"{checkpoint} does not fit --data {data}")
-        arguments = {"steps": steps, "restarts": restarts} if attack == "PGD" else {}
+        arguments = {k: v for k, v in (("steps", steps), ("restarts", restarts)) if v is not None}
         named = {"source": models.load(source)} if source is not None else {}
         section = AttackSection(
             name=attack if source is None else f"transfer of {attack}",

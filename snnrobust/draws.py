@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import prod
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ __all__ = [
     "derive",
     "device_of",
     "draws",
+    "evaluating",
     "fresh_key",
     "is_stochastic",
     "keyed",
@@ -69,6 +70,10 @@ class Stochastic(nn.Module):
     _key: Tensor | None = None
     _sample_ids: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy made inside :func:`draws` is not bound to its key."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_key", "_sample_ids")}
+
     @property
     def stochastic(self) -> bool:
         """False where this instance never draws, whatever the input."""
@@ -108,14 +113,15 @@ def draws(model: nn.Module, key: int, sample_ids: Tensor | None = None) -> Itera
 
     Args:
         model: Any module. Its :class:`Stochastic` modules are keyed by their path in it; other random modules (such as
-            ``nn.Dropout``) run under a forked torch generator seeded from ``key``.
+            ``nn.Dropout``) run under a forked torch generator seeded from ``key`` and ``sample_ids``: their draws do depend
+            on the batch.
         key: Any integer; 63 bits count.
         sample_ids: int64 ``[B]``, the identity of each sample of the batch; default 0, 1, 2, ...
     """
     modules = [(name, m) for name, m in model.named_modules() if isinstance(m, Stochastic)]
     before = [(m._key, m._sample_ids) for _, m in modules]
     ids = None if sample_ids is None else sample_ids.detach().to("cpu", torch.int64)
-    with keyed(derive(key, "torch"), model):
+    with keyed(derive(key, "torch", *([] if ids is None else [ids.numpy().tobytes()])), model):
         try:
             for name, m in modules:
                 m._key, m._sample_ids = _words(derive(key, name)), ids
@@ -158,16 +164,29 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def is_stochastic(model: nn.Module, x: Tensor | None = None) -> bool:
-    """True if ``model`` declares draws, or if its logits for ``x`` differ between two keys."""
+    """True if ``model`` in eval mode declares draws, or if its logits for ``x`` differ between two keys."""
     if any(m.stochastic for m in model.modules() if isinstance(m, Stochastic)):
         return True
     if x is None:
         return False
     logits = []
-    for key in (1, 2):
-        with torch.no_grad(), draws(model, key):
-            logits.append(model(x))
+    with torch.no_grad(), evaluating(model):
+        for key in (1, 2):
+            with draws(model, key):
+                logits.append(model(x))
     return not torch.equal(*logits)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every module has the mode that it had, one by one."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
 
 
 def philox(key: Tensor, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

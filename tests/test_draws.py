@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -35,6 +37,13 @@ class Noise(Stochastic):
 
     def forward(self, x):
         return self.uniform((1, len(x), 8))[0]
+
+
+class Jitter(nn.Module):
+    """Draws that are not ours, also in eval mode."""
+
+    def forward(self, x):
+        return x + torch.rand_like(x)
 
 
 class Noisy(nn.Module):
@@ -335,13 +344,40 @@ def test_one_key_holds_for_a_forward():
     assert not torch.equal(first, expected)
 
 
+def test_asking_whether_a_model_is_random_leaves_it_as_it_was():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).train()
+    model[1].eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert is_stochastic(model, torch.rand(6, 4)) is False
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert [m.training for m in model] == [True, False, True]
+
+
+def test_a_copy_made_under_a_key_is_free_of_it():
+    model = Noisy()
+    with draws(model, 9, torch.arange(3)):
+        copy, restored = deepcopy(model), pickle.loads(pickle.dumps(model))
+    for other in (copy, restored):
+        assert not torch.equal(other(torch.zeros(5, 1)), other(torch.zeros(5, 1)))
+
+
+def test_draws_that_are_not_ours_differ_between_batches():
+    model, x = Jitter(), torch.zeros(2, 3)
+    found = []
+    for ids in ([0, 1], [2, 3], [0, 1]):
+        with draws(model, 9, torch.tensor(ids)):
+            found.append(model(x))
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
+
+
 @pytest.mark.parametrize(
     ("model", "x", "expected"),
     [
         (Poisson(4), None, True),
         (Direct(4), None, False),
-        (nn.Dropout(0.5).train(), torch.ones(2, 50), True),
-        (nn.Dropout(0.5).eval(), torch.ones(2, 50), False),
+        (nn.Dropout(0.5).train(), torch.ones(2, 50), False),  # it is asked about in eval mode
+        (Jitter(), torch.ones(2, 50), True),
         (nn.Linear(50, 2), torch.ones(2, 50), False),
     ],
 )

@@ -5,10 +5,10 @@ from snnrobust.attacks.fgsm import FGSM
 from snnrobust.attacks.gradient import EOT, Backprop, GradientSource, Surrogate, cross_entropy, margin
 from snnrobust.attacks.pgd import PGD
 from snnrobust.attacks.random_sign import RandomSign
-from snnrobust.attacks.threat import Linf
+from snnrobust.attacks.threat import Linf, ThreatModel
 from snnrobust.attacks.transfer import Transfer
 
 __all__ = [
     "ATTACKS", "EOT", "FGSM", "PGD", "Attack", "Backprop", "BluntGradientWarning", "GradientSource", "Linf", "RandomSign",
-    "Surrogate", "Transfer", "cross_entropy", "margin",
+    "Surrogate", "ThreatModel", "Transfer", "cross_entropy", "margin",
 ]  # fmt: skip

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
@@ -13,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.attacks.threat import Linf
-from snnrobust.draws import Stream, derive
+from snnrobust.attacks.threat import ThreatModel
+from snnrobust.draws import Stream, derive, evaluating
 
-__all__ = ["ATTACKS", "Attack", "BluntGradientWarning", "undisturbed", "warn_if_blunt"]
+__all__ = ["ATTACKS", "Attack", "BluntGradientWarning", "warn_if_blunt"]
 
 ATTACKS: dict[str, type[Attack]] = {}
 
@@ -32,7 +30,7 @@ class Attack:
     they were. A subclass is a frozen dataclass with a field ``threat`` and a method :meth:`perturb`.
     """
 
-    threat: Linf
+    threat: ThreatModel
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -55,7 +53,8 @@ class Attack:
         Raises:
             ValueError, TypeError: inputs outside the bounds, NaN, labels out of range, wrong ranks, an empty batch.
         """
-        if not isinstance(self.threat, Linf):
+        checks.module("model", model)
+        if not isinstance(self.threat, ThreatModel):
             raise TypeError(f'threat must be a threat model such as Linf("8/255"), got {self.threat!r}')
         checks.pixels("x", x, bounds=self.threat.bounds)
         checks.labels("y", y, len(x))
@@ -63,10 +62,12 @@ class Attack:
         if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.shape != y.shape:
             given = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
             raise TypeError(f"sample_ids must be an int64 tensor [B], one id for each of {len(x)} samples, got {given}")
-        x = x.detach()
+        x, before = x.detach(), x.detach().clone()
         key = _key_of(x) if seed is None else derive(checks.count("seed", seed, low=0), "attack")
-        with undisturbed(model):
+        with evaluating(model):
             x_adv = self.perturb(model, x, y, Stream(key, ids.cpu()))
+        if not torch.equal(x, before):
+            raise RuntimeError(f"{type(self).__name__} changed its input x in place: perturb() must work on a copy")
         self.threat.validate(x, x_adv)
         return x_adv
 
@@ -82,18 +83,6 @@ class Attack:
 def _key_of(x: Tensor) -> int:
     content = hashlib.blake2b(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes(), digest_size=8)
     return derive(torch.initial_seed(), "attack", content.hexdigest())
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every module has the mode that it had, one by one."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
 
 
 def warn_if_blunt(attack: Attack, gradient: Tensor) -> None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from snnrobust import checks
 from snnrobust.attacks.attack import Attack, warn_if_blunt
 from snnrobust.attacks.gradient import Backprop, GradientSource, Loss, cross_entropy
-from snnrobust.attacks.threat import Linf
+from snnrobust.attacks.threat import ThreatModel
 from snnrobust.draws import Stream
 
 __all__ = ["FGSM"]
@@ -21,9 +22,13 @@ class FGSM(Attack):
     Source: Goodfellow, Shlens and Szegedy 2015.
     """
 
-    threat: Linf
+    threat: ThreatModel
     gradient: GradientSource = field(default_factory=Backprop)
     loss: Loss = cross_entropy
+
+    def __post_init__(self) -> None:
+        checks.function("gradient", self.gradient)
+        checks.function("loss", self.loss)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> Tensor:
         gradient, _ = self.gradient(model, x, y, self.loss, stream.fork("step"))

@@ -53,7 +53,7 @@ class Backprop:
             )
         x = x.detach().requires_grad_()
         with torch.enable_grad(), draws(model, stream.key, stream.sample_ids):
-            logits = checks.logits(model(x), y)
+            logits = checks.call(model, x, y)
             total = loss(logits, y).sum()
             gradient = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
         if gradient is None:

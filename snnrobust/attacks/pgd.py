@@ -11,7 +11,7 @@ from snnrobust import checks
 from snnrobust.attacks.attack import Attack, warn_if_blunt
 from snnrobust.attacks.gradient import Backprop, GradientSource, Loss, cross_entropy
 from snnrobust.attacks.selection import Measurement, better, measure
-from snnrobust.attacks.threat import Linf
+from snnrobust.attacks.threat import ThreatModel
 from snnrobust.draws import Stream, is_stochastic
 
 __all__ = ["PGD"]
@@ -39,7 +39,7 @@ class PGD(Attack):
     Source: Madry et al. 2018.
     """
 
-    threat: Linf
+    threat: ThreatModel
     steps: int = 20
     step_size: float | None = None
     restarts: int = 1
@@ -53,6 +53,8 @@ class PGD(Attack):
         checks.count("steps", self.steps)
         checks.count("restarts", self.restarts)
         checks.count("selection_draws", self.selection_draws)
+        checks.function("gradient", self.gradient)
+        checks.function("loss", self.loss)
         if self.step_size is not None:
             object.__setattr__(self, "step_size", checks.fraction("step_size", self.step_size))
         if self.restarts > 1 and not self.random_start:

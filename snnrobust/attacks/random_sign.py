@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from snnrobust.attacks.attack import Attack
-from snnrobust.attacks.threat import Linf
+from snnrobust.attacks.threat import ThreatModel
 from snnrobust.draws import Stream
 
 __all__ = ["RandomSign"]
@@ -20,7 +20,7 @@ class RandomSign(Attack):
     An attack that is not clearly stronger has learnt nothing about the model.
     """
 
-    threat: Linf
+    threat: ThreatModel
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> Tensor:
         return self.threat.corner(x, stream.fork("corner"))

@@ -31,7 +31,7 @@ def measure(model: nn.Module, x: Tensor, y: Tensor, stream: Stream, n: int) -> M
     for i in range(n):
         key = stream.fork("draw", i).key
         with draws(model, key, stream.sample_ids):
-            logits = checks.logits(model(x), y)
+            logits = checks.call(model, x, y)
         predicted = logits.argmax(1)
         correct += predicted == y
         margins += margin(logits.double(), y)

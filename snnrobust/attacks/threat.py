@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,7 +11,26 @@ from torch import Tensor
 from snnrobust import checks
 from snnrobust.draws import Stream, _words, uniform
 
-__all__ = ["Linf"]
+__all__ = ["Linf", "ThreatModel"]
+
+
+@runtime_checkable
+class ThreatModel(Protocol):
+    """What every threat model offers an attack."""
+
+    @property
+    def eps(self) -> float: ...
+
+    @property
+    def bounds(self) -> tuple[float, float]: ...
+
+    def at(self, eps: float | str) -> ThreatModel: ...
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor: ...
+    def step(self, x_adv: Tensor, gradient: Tensor, size: float) -> Tensor: ...
+    def random_start(self, x: Tensor, stream: Stream) -> Tensor: ...
+    def corner(self, x: Tensor, stream: Stream) -> Tensor: ...
+    def distance(self, x: Tensor, x_adv: Tensor) -> Tensor: ...
+    def validate(self, x: Tensor, x_adv: Tensor) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +48,9 @@ class Linf:
     bounds: tuple[float, float] = (0.0, 1.0)
 
     def __init__(self, eps: float | str, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
-        low, high = (checks.number("bounds", float(b)) for b in bounds)
+        if not isinstance(bounds, tuple) or len(bounds) != 2:
+            raise TypeError(f"bounds must be a pair (low, high), got {bounds!r}")
+        low, high = (checks.number("bounds", b) for b in bounds)
         if low >= high:
             raise ValueError(f"bounds must be (low, high) with low < high, got {bounds}")
         object.__setattr__(self, "bounds", (low, high))

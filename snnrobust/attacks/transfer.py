@@ -7,9 +7,10 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from snnrobust.attacks.attack import Attack, undisturbed
-from snnrobust.attacks.threat import Linf
-from snnrobust.draws import Stream
+from snnrobust import checks
+from snnrobust.attacks.attack import Attack
+from snnrobust.attacks.threat import ThreatModel
+from snnrobust.draws import Stream, evaluating
 
 __all__ = ["Transfer"]
 
@@ -23,13 +24,16 @@ class Transfer(Attack):
 
     attack: Attack
     source: nn.Module
-    threat: Linf = field(init=False)
+    threat: ThreatModel = field(init=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.attack, Attack):
+            raise TypeError(f"attack must be an attack such as PGD(Linf('8/255')), got {self.attack!r}")
+        checks.module("source", self.source)
         object.__setattr__(self, "threat", self.attack.threat)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> Tensor:
-        with undisturbed(self.source):
+        with evaluating(self.source):
             return self.attack.perturb(self.source, x, y, stream.fork("transfer"))
 
     def at(self, eps: float | str) -> Self:

@@ -48,15 +48,10 @@ def batches(data: Data, batch_size: int, shuffle_key: int | None = None) -> Iter
 
 def _iterate(data: Data, batch_size: int, shuffle_key: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     if isinstance(data, DataLoader):
-        key = 0 if shuffle_key is None else shuffle_key
-        with keyed(key):
-            loader = iter(data)
-        for index in itertools.count():
-            with keyed(derive(key, index)):  # samplers and random transforms draw only when a batch is asked for
-                pair = next(loader, None)
-            if pair is None:
-                return
-            yield pair[0], pair[1], None
+        if data.drop_last:
+            raise ValueError("the DataLoader has drop_last=True and would leave samples out: use drop_last=False")
+        yield from ((*pair, None) for pair in _load(data, 0 if shuffle_key is None else shuffle_key))
+        return
     if isinstance(data, list) and data and isinstance(data[0], Tensor):
         raise TypeError(
             "data must be a map-style dataset, a DataLoader or a tuple (x, y), got a list of tensors: use (x, y)"
@@ -81,9 +76,31 @@ def _iterate(data: Data, batch_size: int, shuffle_key: int | None) -> Iterator[t
         yield x, y, index
 
 
+def _load(loader: DataLoader[tuple[Tensor, ...]], key: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Its batches, with torch's generator, or the loader's own, seeded from ``key`` and put back afterwards."""
+    own = loader.generator
+    state = None if own is None else own.get_state()
+    try:
+        if own is not None:
+            own.manual_seed(key)
+        with keyed(key):
+            iterator = iter(loader)
+        for index in itertools.count():
+            with keyed(derive(key, index)):  # samplers and random transforms draw only when a batch is asked for
+                pair = next(iterator, None)
+            if pair is None:
+                return
+            yield pair[0], pair[1]
+    finally:
+        if own is not None and state is not None:
+            own.set_state(state)
+
+
 def _stack(samples: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
     pairs = list(samples)
-    return torch.stack([torch.as_tensor(p[0]) for p in pairs]), torch.as_tensor([int(p[1]) for p in pairs])
+    return torch.stack([torch.as_tensor(p[0]) for p in pairs]), torch.as_tensor(
+        [p[1].item() if isinstance(p[1], Tensor) else p[1] for p in pairs]
+    )
 
 
 def take(data: Data, n: int | None = None, batch_size: int = 256) -> tuple[Tensor, Tensor]:

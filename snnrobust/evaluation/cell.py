@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust.attacks import Attack
-from snnrobust.attacks.attack import undisturbed
 from snnrobust.attacks.selection import Measurement, measure
-from snnrobust.draws import Stream, derive, device_of
+from snnrobust.draws import Stream, derive, device_of, evaluating
 from snnrobust.evaluation.fingerprint import fingerprint, models_in
 from snnrobust.models.checkpoint import read_tensors, write_tensors
 
@@ -96,7 +95,7 @@ def _compute(
         if attack is not None:
             with _counting([model, *models_in(attack)], cost):
                 x_adv = attack(model, at, true, seed=derive(seed, "craft", *labels), sample_ids=index)
-        with undisturbed(model):
+        with evaluating(model):
             selection = measure(model, x_adv, true, Stream(derive(seed, "select"), index), draws.selection)
             judgement = measure(model, x_adv, true, Stream(derive(seed, "judge"), index), draws.judgement)
         parts.append((x_adv.cpu(), _to_cpu(selection), _to_cpu(judgement)))

@@ -20,15 +20,14 @@ from snnrobust.attacks import (
     Backprop,
     BluntGradientWarning,
     GradientSource,
-    Linf,
     RandomSign,
+    ThreatModel,
     Transfer,
     cross_entropy,
 )
-from snnrobust.attacks.attack import undisturbed
 from snnrobust.attacks.selection import Measurement, measure
 from snnrobust.data import Data, take
-from snnrobust.draws import Stream, derive, device_of, is_stochastic
+from snnrobust.draws import Stream, derive, device_of, evaluating, is_stochastic
 from snnrobust.evaluation.progress import progress_bar
 from snnrobust.statistics import holm, paired_greater
 
@@ -36,6 +35,7 @@ __all__ = ["Check", "MaskingReport", "diagnose"]
 
 Status = Literal["passed", "failed", "inconclusive", "not run"]
 LEVEL = 0.05
+ENOUGH = 50  # samples below which a difference that is not significant means nothing
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class MaskingReport:
 def diagnose(
     model: nn.Module,
     data: Data,
-    threat: Linf,
+    threat: ThreatModel,
     *,
     gradient: GradientSource | None = None,
     source: nn.Module | None = None,
@@ -111,16 +111,21 @@ def diagnose(
     Source: the checks follow Athalye et al. 2018 and Carlini et al. 2019; tests are paired, one-sided and Holm-adjusted at
     the 5 % level.
     """
+    checks.module("model", model)
+    if not isinstance(threat, ThreatModel):
+        raise TypeError(f'threat must be a threat model such as Linf("8/255"), got {threat!r}')
+    if threat.eps == 0:
+        raise ValueError("eps must be positive: with eps = 0 there is no attack to diagnose")
     x, y = (t.to(device_of(model)) for t in take(data, n))
     checks.pixels("inputs", x, bounds=threat.bounds)
     random = is_stochastic(model, x[:16])
     draws = checks.count("draws", draws) if random else 1
     examined = _default(model, x) if gradient is None else gradient
     report = MaskingReport({"eps": threat.eps, "n": len(x), "seed": seed, "draws": draws, "gradient": repr(examined)})
-    ids = torch.arange(len(x))
+    ids, others = torch.arange(len(x)), _of_another_class(x, y)
 
     def judge(inputs: Tensor) -> Measurement:
-        with undisturbed(model):
+        with evaluating(model):
             return measure(model, inputs, y, Stream(derive(seed, "judge"), ids), draws)
 
     with progress_bar("diagnosing", 7 if source is None else 8, progress) as advance, warnings.catch_warnings():
@@ -131,7 +136,7 @@ def diagnose(
             advance()
             return judge(x_adv)
 
-        with undisturbed(model):
+        with evaluating(model):
             alive, usable = _alive(examined, model, x, y, Stream(derive(seed, "gradient"), ids))
         report.checks += [_classifies(judge(x), y, draws), alive]
         advance()
@@ -143,10 +148,10 @@ def diagnose(
         pgd10, pgd40 = attacked(replace(pgd, steps=10)), attacked(pgd)
         box = threat.bounds[1] - threat.bounds[0]
         whole_box = attacked(pgd.at(box))
-        swapped = judge(_of_another_class(x, y))
+        swapped = judge(others)
         advance()
         transferred = None if source is None else attacked(Transfer(replace(pgd, gradient=_default(source, x)), source))
-    report.checks.append(_stronger_than_noise(pgd40, noise, draws))
+    report.checks.append(_stronger_than_noise(pgd40, noise, draws, len(x)))
     report.checks += _orderings(
         [
             (
@@ -207,14 +212,14 @@ def _classifies(clean: Measurement, y: Tensor, draws: int) -> Check:
     accuracy, chance = float(_share(clean, draws).mean()), float(torch.bincount(y).max() / len(y))
     return Check(
         "there is something to attack",
-        "passed" if len(y) >= 50 and accuracy > 2 * chance else "inconclusive",
+        "passed" if len(y) >= ENOUGH and accuracy > 2 * chance else "inconclusive",
         f"clean accuracy {accuracy:.1%} on {len(y)} samples; the commonest class has {chance:.1%} of them",
         "On few samples, or on a model that hardly classifies, the other checks cannot tell much.",
         "Use at least 50 samples and a trained model.",
     )
 
 
-def _stronger_than_noise(pgd: Measurement, noise: Measurement, draws: int) -> Check:
+def _stronger_than_noise(pgd: Measurement, noise: Measurement, draws: int, n: int) -> Check:
     p = paired_greater(pgd.margin.cpu().numpy(), noise.margin.cpu().numpy())
     found = (
         f"accuracy {_share(pgd, draws).mean():.1%} under PGD-40 and {_share(noise, draws).mean():.1%} under random signs; "
@@ -222,7 +227,7 @@ def _stronger_than_noise(pgd: Measurement, noise: Measurement, draws: int) -> Ch
     )
     return Check(
         "PGD-40 is stronger than random signs",
-        "passed" if p < LEVEL else "failed",
+        "passed" if p < LEVEL else "failed" if n >= ENOUGH else "inconclusive",
         found,
         "The gradient knows no more about the model than noise of the same size.",
         "Do not report this attack's accuracy as robustness. Check the encoder's gradient; attack through another surrogate.",

@@ -16,7 +16,7 @@ from snnrobust.data import Data, take
 from snnrobust.draws import device_of, is_stochastic
 from snnrobust.evaluation.cell import Cell, Draws, run_cell
 from snnrobust.evaluation.progress import progress_bar
-from snnrobust.evaluation.report import CLEAN, NULL, WORST, RobustnessReport
+from snnrobust.evaluation.report import CLEAN, IDEAL, NULL, WORST, RobustnessReport
 
 __all__ = ["evaluate", "select"]
 
@@ -54,7 +54,7 @@ def evaluate(
         n: Number of samples; default all.
         seed: Decides crafting, selection and judgement, which use independent streams.
         selection_draws, judge_draws: For models with randomness.
-        batch_size: Changes no draw.
+        batch_size: Changes no draw of snnrobust's modules; those of others (``nn.Dropout``) do depend on it.
         name: The model's name in the report.
         examples: Adversarial images kept for the report, of the worst case on the first chip.
         folder: Finished cells are kept there, and read back if nothing that they depend on has changed.
@@ -66,18 +66,26 @@ def evaluate(
     Raises:
         ValueError, TypeError: bad data, no attack, an attack that does not apply to the model.
     """
-    if not attacks or any(not isinstance(a, Attack) for a in attacks.values()):
+    checks.module("model", model)
+    if not isinstance(attacks, Mapping) or not attacks or any(not isinstance(a, Attack) for a in attacks.values()):
         raise TypeError(f"attacks must map names to attacks such as PGD(Linf('8/255')), got {attacks!r:.100}")
     for reserved in (CLEAN, WORST, NULL):
         if reserved in attacks:
             raise ValueError(f"attacks must not be named {reserved!r}: the report uses that name")
+    if eps is not None and isinstance(eps, int | float | str):
+        raise TypeError(f"eps must be a sequence of budgets such as [{eps!r}], got {eps!r}")
+    if chips is not None and not chips:
+        raise ValueError("chips must name at least one chip, or be None for the model itself")
+    checks.count("seed", seed, low=0)
+    checks.count("examples", examples, low=0)
+    checks.count("batch_size", batch_size)
     checks.count("selection_draws", selection_draws)
     checks.count("judge_draws", judge_draws)
     plan = _plan(attacks, eps)
     x, y = take(data, n)
     for attack in attacks.values():
         checks.pixels("inputs", x, bounds=attack.threat.bounds)
-    targets = {"ideal": None} if chips is None else dict(chips)
+    targets = {IDEAL: None} if chips is None else dict(chips)
     report = RobustnessReport(
         settings={"n": len(x), "seed": seed, "selection_draws": selection_draws, "judge_draws": judge_draws}
     )

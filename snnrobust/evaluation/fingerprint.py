@@ -5,17 +5,25 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import partial
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snnrobust import __version__
+
 __all__ = ["fingerprint", "models_in"]
 
 
 def fingerprint(*parts: Any) -> str:
-    """A digest that is the same in every process for equal models, tensors, settings and functions."""
-    digest = hashlib.blake2b(digest_size=12)
+    """A digest that is the same in every process for equal models, tensors, settings and functions.
+
+    It covers weights, plain attributes, the byte code of functions and the version of snnrobust, but not the source of a
+    user's classes. An object that is none of these counts by its ``repr``: if that holds an address, nothing is read back.
+    """
+    digest = hashlib.blake2b(__version__.encode(), digest_size=12)
     for piece in _pieces(parts):
         digest.update(piece)
         digest.update(b"\0")
@@ -24,15 +32,15 @@ def fingerprint(*parts: Any) -> str:
 
 def _pieces(part: Any) -> Iterator[bytes]:
     if isinstance(part, nn.Module):
-        yield repr(part).encode()
         for name, tensor in part.state_dict().items():
             yield name.encode()
             yield from _pieces(tensor)
-        for name, module in part.named_modules():  # what a chip keeps beside its weights
-            chip = getattr(module, "_chip", None)
-            if isinstance(chip, Tensor):
-                yield name.encode()
-                yield from _pieces(chip)
+        for name, module in part.named_modules(remove_duplicate=False):
+            yield f"{name} {type(module).__module__}.{type(module).__qualname__}".encode()
+            for key, value in vars(module).items():  # thresholds, sizes, the pattern of a chip
+                if (not key.startswith("_") or key == "_chip") and key != "training":
+                    yield key.encode()
+                    yield from _pieces(value)
     elif isinstance(part, Tensor):
         yield f"{part.dtype}{tuple(part.shape)}".encode()
         yield part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
@@ -46,9 +54,18 @@ def _pieces(part: Any) -> Iterator[bytes]:
             yield from _pieces(key)
             yield from _pieces(part[key])
     elif isinstance(part, list | tuple):
-        yield f"{len(part)}".encode()
+        yield f"[{len(part)}".encode()
         for inner in part:
             yield from _pieces(inner)
+    elif isinstance(part, partial):
+        yield from _pieces((part.func, part.args, part.keywords))
+    elif isinstance(part, MethodType):
+        yield from _pieces((part.__func__, part.__self__))
+    elif isinstance(part, FunctionType):
+        yield f"{part.__module__}.{part.__qualname__}".encode()
+        yield from _pieces((part.__code__.co_code, part.__code__.co_names, part.__defaults__, part.__kwdefaults__))
+        yield from _pieces([c for c in part.__code__.co_consts if not isinstance(c, CodeType)])
+        yield from _pieces([cell.cell_contents for cell in part.__closure__ or ()])
     elif callable(part) and hasattr(part, "__qualname__"):
         yield f"{part.__module__}.{part.__qualname__}".encode()
     else:

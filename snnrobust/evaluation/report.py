@@ -20,9 +20,9 @@ from snnrobust.evaluation.cell import Cell, Draws
 from snnrobust.models.checkpoint import write_bytes
 from snnrobust.statistics import mean_interval
 
-__all__ = ["CLEAN", "NULL", "WORST", "RobustnessReport", "resubmitted"]
+__all__ = ["CLEAN", "IDEAL", "NULL", "WORST", "RobustnessReport", "resubmitted"]
 
-CLEAN, WORST, NULL = "clean", "worst case", "null control"
+CLEAN, WORST, NULL, IDEAL = "clean", "worst case", "null control", "ideal"
 RESUBMISSIONS = 10
 COLUMNS = (
     "model", "chip", "attack", "eps", "sample", "label", "clean_prediction", "prediction", "clean_correct", "correct",

@@ -44,11 +44,11 @@ NAMES: dict[str, list[str]] = {
     "surrogate": list(SURROGATES),
     "readout": list(READOUTS),
     "learning rule": list(RULES),
-    "attack": list(ATTACKS),
     "loss": list(LOSSES),
-    "backend": list(BACKENDS),
 }
 _CRAFTED = {name: kind for name, kind in ATTACKS.items() if kind is not Transfer}
+_EFFECTS = {name: kind for name, kind in BACKENDS.items() if kind is not Chain}
+NAMES |= {"attack": list(_CRAFTED), "backend": list(_EFFECTS)}
 
 
 def build_model(section: ModelSection, shape: Sequence[int], classes: int, seed: int) -> nn.Module:
@@ -101,8 +101,7 @@ def build_attack(section: AttackSection, models: Mapping[str, nn.Module], random
 
 
 def build_backend(section: ChipSection) -> Backend:
-    backends = {name: kind for name, kind in BACKENDS.items() if kind is not Chain}
-    made = [make(c, backends, f"chips.{section.name}.backends[{i}]") for i, c in enumerate(section.backends)]
+    made = [make(c, _EFFECTS, f"chips.{section.name}.backends[{i}]") for i, c in enumerate(section.backends)]
     return made[0] if len(made) == 1 else Chain(*made)
 
 
@@ -112,6 +111,12 @@ def rehearse(experiment: Experiment) -> None:
     models = {m.name: build_model(m, shape, classes, 0) for m in experiment.models}
     for m in experiment.models:
         build_rule(m, 0)
+        if m.same_weights_as is not None:
+            mine, theirs = (
+                {k: v.shape for k, v in models[n].state_dict().items()} for n in (m.name, m.same_weights_as)
+            )
+            if mine != theirs:
+                raise ValueError(f"models.{m.name}: the weights of {m.same_weights_as!r} do not fit, make them alike")
     for attack in experiment.attacks:
         build_attack(attack, models, random=True)
     for chip in experiment.chips:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from snnrobust import checks
 from snnrobust.data import DATASETS
+from snnrobust.evaluation.report import CLEAN, IDEAL, NULL, WORST
 from snnrobust.experiments.component import Component
 from snnrobust.models import ARCHITECTURES
 
@@ -130,6 +131,17 @@ class Experiment(_Section):
     evaluation: Evaluation = Evaluation()
     diagnosis: Diagnosis | None = None
 
+    def attacks_on(self, victim: ModelSection) -> list[AttackSection]:
+        """The attacks that apply: not limited to others, not a transfer from itself, no surrogate without a spiking model."""
+        own = (victim.name, victim.same_weights_as)
+        kinds = {m.name: m.kind for m in self.models}
+        return [
+            a for a in self.attacks
+            if (a.models is None or victim.name in a.models)
+            and (a.source is None or a.source not in own)
+            and (a.surrogate is None or kinds.get(a.source or victim.name) == "spiking")
+        ]  # fmt: skip
+
     @model_validator(mode="after")
     def _refers(self) -> Self:
         models = {m.name: m for m in self.models}
@@ -144,6 +156,11 @@ class Experiment(_Section):
         files = [file_name(name) for name in models]
         if len(set(files)) < len(files):
             raise ValueError(f"models: two names give the same file name: {', '.join(models)}")
+        reserved = {"chips": [IDEAL], "attacks": [CLEAN, WORST, NULL]}
+        for what, found in (("chips", [c.name for c in self.chips]), ("attacks", [a.name for a in self.attacks])):
+            for taken in reserved[what]:
+                if taken in found:
+                    raise ValueError(f"{what}: the report uses the name {taken!r} itself, give another")
         references: list[tuple[str, Iterable[str | None]]] = [
             (f"models.{m.name}.same_weights_as", [m.same_weights_as]) for m in self.models
         ]
@@ -159,6 +176,11 @@ class Experiment(_Section):
                 raise ValueError(f"models.{m.name}.same_weights_as must name a model that is trained itself")
             if m.same_weights_as is not None and models[m.same_weights_as].kind != m.kind:
                 raise ValueError(f"models.{m.name}.same_weights_as must name a spiking model")
+        for victim in self.models:
+            if not self.attacks_on(victim):
+                raise ValueError(
+                    f"models.{victim.name}: no attack applies to it (see attacks.*.models, source, surrogate)"
+                )
         return self
 
 
@@ -203,7 +225,11 @@ def _explain(error: Any, content: dict[str, Any]) -> str:
         valid = _keys(error["loc"][:-1])
         return f"{path}: unknown key{checks.nearest(error['loc'][-1], valid)}; valid here: {', '.join(valid)}"
     message = error["msg"].removeprefix("Value error, ")
-    given = "" if error["type"] == "missing" or isinstance(error["input"], dict) else f", got {error['input']!r:.60}"
+    given = (
+        ""
+        if error["type"] == "missing" or isinstance(error["input"], dict) or "got" in message
+        else f", got {error['input']!r:.60}"
+    )
     return f"{path}: {message}{given}" if path else message
 
 

@@ -226,13 +226,7 @@ def _evaluate(
 def _attacks(
     experiment: Experiment, models: Mapping[str, nn.Module], victim: ModelSection, model: nn.Module
 ) -> dict[str, Attack]:
-    chosen = [
-        a for a in experiment.attacks
-        if (a.models is None or victim.name in a.models) and a.source not in (victim.name, victim.same_weights_as or victim.name)
-    ]  # fmt: skip
-    chosen = [a for a in chosen if a.surrogate is None or a.source is not None or victim.kind == "spiking"]
-    if not chosen:
-        raise ValueError(f"no attack of the experiment applies to model {victim.name!r}")
+    chosen = experiment.attacks_on(victim)
     return {a.name: build_attack(a, models, is_stochastic(models[a.source] if a.source else model)) for a in chosen}
 
 
@@ -280,7 +274,7 @@ def _write_figures(results: Mapping[str, Any], folder: Path) -> None:
     """The report's main figures once more, as pictures to put elsewhere."""
     from snnrobust.evaluation import plots
 
-    traps = {t["model"]: t["same_weights_as"] for t in results["traps"]}
+    traps = {t["model"]: t["same_weights_as"] for t in results.get("traps", [])}
     rows = results["report"]["rows"]
     sound = [m for m in plots.distinct(rows, "model") if m not in traps]
     figures = {

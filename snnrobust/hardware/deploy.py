@@ -49,14 +49,25 @@ class DeployedLayer(Temporal):
 
 
 class _WithoutTime(nn.Module):
-    """A deployed layer where there is no time axis: in an ordinary network, ``[B, *] -> [B, *]``."""
+    """A deployed layer where there is no time axis: in an ordinary network, ``[B, *] -> [B, *]``.
+
+    Each call in a forward pass of the chip counts as a step, so that a layer called twice meets fresh noise.
+    """
 
     def __init__(self, layer: DeployedLayer) -> None:
         super().__init__()
         self.layer = layer
+        self._calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x[None])[0]  # type: ignore[no-any-return]
+        y, self._calls = self.layer.step(x, self._calls)
+        return y
+
+
+def _begin_forward(chip: nn.Module, _: object) -> None:
+    for module in chip.modules():
+        if isinstance(module, _WithoutTime):
+            module._calls = 0
 
 
 def deploy(model: nn.Module, backend: Backend, *, seed: int, layers: Collection[str] | None = None) -> nn.Module:
@@ -76,6 +87,7 @@ def deploy(model: nn.Module, backend: Backend, *, seed: int, layers: Collection[
         raise TypeError(
             f"backend must be a hardware Backend such as GaussianNoise(multiplicative=0.2), got {backend!r}"
         )
+    checks.module("model", model)
     checks.count("seed", seed, low=0)
     chip = deepcopy(model).eval()
     found: dict[str, nn.Module] = {
@@ -89,6 +101,7 @@ def deploy(model: nn.Module, backend: Backend, *, seed: int, layers: Collection[
     for name, layer in found.items():
         if layers is None or name in layers:
             _place(chip, name, layer, deepcopy(backend), derive(seed, "chip", name))
+    chip.register_forward_pre_hook(_begin_forward)
     return chip
 
 

@@ -37,17 +37,13 @@ class Sequential(Temporal):
         return len(self._modules)
 
     def __iter__(self) -> Iterator[nn.Module]:
-        return iter(self.children())
+        return iter(m for m in self._modules.values() if m is not None)  # children() leaves out repeated ones
 
     def __getitem__(self, index: int) -> nn.Module:
-        return list(self.children())[index]
+        return list(self)[index]
 
     def _parts(self) -> Iterator[nn.Module]:
-        for module in self.children():
-            if isinstance(module, nn.Sequential):
-                yield from Sequential._parts(module)  # type: ignore[arg-type]
-            else:
-                yield _checked(module)
+        yield from _flat(self)
 
     def initial_state(self, x_t: Tensor) -> dict[int, State]:
         return {}
@@ -79,6 +75,14 @@ class Sequential(Temporal):
                     x, folded = x.flatten(0, 1), True
                 x = module(x)
         return x.unflatten(0, (steps, -1)) if folded else x
+
+
+def _flat(container: Sequential | nn.Sequential) -> Iterator[nn.Module]:
+    for module in container:
+        if isinstance(module, nn.Sequential):
+            yield from _flat(module)
+        else:
+            yield _checked(module)
 
 
 def _checked(module: nn.Module) -> nn.Module:

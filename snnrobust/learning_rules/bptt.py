@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -88,6 +89,7 @@ class BPTT:
         """
         from lightning_fabric import Fabric
 
+        checks.module("model", model)
         checks.count("epochs", epochs)
         _preflight(model, train)
         if validation is not None:
@@ -98,7 +100,10 @@ class BPTT:
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         path = None if checkpoint is None else Path(checkpoint)
         identity = {"rule": self.name, **asdict(self), **({"epochs": epochs} if self.schedule == "cosine" else {})}
-        identity["model"] = str(model)  # two models of equal shapes may differ in their neurons
+        identity["model"], identity["data"] = (
+            str(model),
+            _digest(train),
+        )  # two models of equal shapes may differ in their neurons
         history = History() if path is None or not path.exists() else load_state(path, model, optimizer, identity)
         if len(history.records) > epochs:
             raise ValueError(f"{path} is already at epoch {len(history.records)}, past epochs={epochs}: raise epochs")
@@ -154,7 +159,7 @@ class BPTT:
         correct, seen = 0, 0
         for index, batch in enumerate(batches(data, self.batch_size)):
             with draws(model, derive(self.seed, "validate", epoch, index), batch.sample_ids):
-                logits = model(batch.x.to(fabric.device))
+                logits = checks.call(model, batch.x.to(fabric.device), batch.y.to(fabric.device))
             correct += int((logits.argmax(1).cpu() == batch.y).sum())
             seen += len(batch.y)
         return correct / seen
@@ -172,16 +177,30 @@ def _preflight(model: nn.Module, data: Data) -> None:
     x, y = tensors[0], tensors[1]
     checks.pixels("inputs", x, bounds=(-math.inf, math.inf))
     if not torch.isfinite(x).all():
-        raise ValueError("inputs contain NaN or infinity")
+        raise ValueError("inputs contain infinity: repair or leave out those samples")
     training = model.training
     device = device_of(model)
     try:
         with torch.no_grad(), draws(model.eval(), 0):
-            logits = model(x[:1].to(device))
+            try:
+                logits = model(x[:1].to(device))
+            except RuntimeError as error:
+                raise ValueError(f"the model does not take inputs of shape {tuple(x.shape)}: {error}") from error
     finally:
         model.train(training)
     checks.labels("labels", y, len(x), logits.shape[1] if logits.dim() == 2 else None)
     checks.logits(logits, y[:1])
+
+
+def _digest(data: Data) -> str:
+    """Of data in memory the content, else the number of samples or batches."""
+    tensors = data if isinstance(data, tuple) else data.tensors if isinstance(data, TensorDataset) else None
+    if tensors is None:
+        return f"{len(data)}" if hasattr(data, "__len__") else "unknown"
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _shard(batch: Batch, fabric: Fabric) -> tuple[Batch, float]:

@@ -43,15 +43,27 @@ def describe(module: nn.Module) -> dict[str, Any]:
     Raises:
         TypeError: a part of it is of a class that is not registered.
     """
+    parametric = [id(m) for _, m in module.named_modules(remove_duplicate=False) if list(m.parameters(recurse=False))]
+    if len(set(parametric)) < len(parametric):
+        raise TypeError(
+            "a layer with weights that stands in two places cannot be described: keep its state_dict() yourself"
+        )
     if type(module) is SpikingClassifier:
         parts = {name: describe(part) for name, part in module.named_children()}
         return {"type": "SpikingClassifier", **parts}
     for name, kind in _CONTAINERS.items():
         if type(module) is kind:
-            return {"type": name, "modules": [describe(child) for child in module.children()]}
+            return {
+                "type": name,
+                "modules": [describe(child) for child in module._modules.values() if child is not None],
+            }
     for name, kind in _classes().items():
         if type(module) is kind:
             return {"type": name, **{p: _value(module, p) for p in _parameters(kind)}}
+    if type(module).__module__.startswith("snnrobust.hardware"):
+        raise TypeError(
+            "a model on a chip is not saved: save the original, and deploy it again with the same backend and seed"
+        )
     raise TypeError(
         f"{type(module).__name__} cannot be described: add its class to snnrobust.models.description.MODULES, "
         "or keep its state_dict() yourself"

@@ -179,7 +179,7 @@ def test_gradients_are_asked_for_even_where_they_are_switched_off(victims):
     [
         (lambda x, y: (x + 1, y), ValueError, r"x must lie in \[0, 1\]"),
         (lambda x, y: (x - 1e-6, y), ValueError, r"x must lie in \[0, 1\]"),
-        (lambda x, y: (x * torch.nan, y), ValueError, "x must lie in .* NaN"),
+        (lambda x, y: (x * torch.nan, y), ValueError, "x contains NaN"),
         (lambda x, y: ((x * 255).byte(), y), TypeError, "x must be floating"),
         (lambda x, y: (x[:0], y[:0]), ValueError, "x must be a batch"),
         (lambda x, y: (x.flatten(), y), ValueError, "x must be a batch"),

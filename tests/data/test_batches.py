@@ -142,3 +142,25 @@ def test_a_last_sample_on_its_own_joins_the_batch_before_when_training():
 def test_a_list_is_refused_with_the_remedy():
     with pytest.raises(TypeError, match=r"got a list of tensors: use \(x, y\)"):
         next(batches([torch.rand(3, 2), torch.arange(3)], 2))
+
+
+def test_labels_that_are_not_integers_are_refused_and_not_cut():
+    dataset = [(torch.rand(2), 1.9), (torch.rand(2), 0.2)]
+    with pytest.raises(TypeError, match="labels must be int64"):
+        next(batches(dataset, 2))
+
+
+def test_a_loader_with_a_generator_of_its_own_is_keyed_and_it_is_put_back():
+    own = torch.Generator().manual_seed(5)
+    loader = DataLoader(TensorDataset(torch.rand(8, 2), torch.arange(8)), 4, shuffle=True, generator=own)
+    state = own.get_state()
+    first, again, other = (torch.cat([b.y for b in batches(loader, 4, key)]).tolist() for key in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert torch.equal(own.get_state(), state)
+
+
+def test_a_loader_that_drops_samples_is_refused():
+    loader = DataLoader(TensorDataset(torch.rand(5, 2), torch.arange(5)), 2, drop_last=True)
+    with pytest.raises(ValueError, match="drop_last"):
+        next(batches(loader, 2))

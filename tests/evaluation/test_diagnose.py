@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import data, evaluation, learning_rules, models
-from snnrobust.attacks import Linf, Surrogate
+from snnrobust.attacks import Linf, RandomSign, Surrogate
 from snnrobust.draws import keyed
 from snnrobust.encoders import Direct, Poisson
 from snnrobust.neurons.surrogate import ATan
@@ -154,3 +154,35 @@ def test_one_class_only_is_refused(ann: nn.Module, digits: tuple[Tensor, Tensor]
     x, _ = digits
     with pytest.raises(ValueError, match="one class only"):
         evaluation.diagnose(ann, (x, torch.zeros(len(x), dtype=torch.int64)), THREAT, progress=False)
+
+
+def test_few_samples_cannot_say_masked(digits: tuple[Tensor, Tensor]) -> None:
+    x, y = digits
+    with keyed(0):
+        linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    report = evaluation.diagnose(linear, (x[:4], y[:4]), THREAT, progress=False)
+    assert report.verdict == "inconclusive", str(report)
+
+
+@pytest.mark.parametrize(
+    ("threat", "error", "words"), [(Linf(0.0), ValueError, "eps must be positive"), (0.1, TypeError, "threat must be")]
+)
+def test_what_is_no_threat(
+    threat: object, error: type[Exception], words: str, digits: tuple[Tensor, Tensor], ann: nn.Module
+) -> None:
+    with pytest.raises(error, match=words):
+        evaluation.diagnose(ann, digits, threat, progress=False)  # type: ignore[arg-type]
+
+
+def test_a_model_left_in_training_mode_is_left_as_it_was(digits: tuple[Tensor, Tensor]) -> None:
+    with keyed(0):
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 10)
+        )
+    before = {k: v.clone() for k, v in model.train().state_dict().items()}
+    report = evaluation.diagnose(model, digits, THREAT, n=20, progress=False)
+    assert report.settings["draws"] == 1
+    judged = evaluation.evaluate(model, digits, {"noise": RandomSign(THREAT)}, n=20, progress=False)
+    assert {r["judge_draws"] for r in judged.rows} == {1}
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(m.training for m in model.modules())

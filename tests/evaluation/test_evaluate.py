@@ -1,6 +1,7 @@
 """The evaluation follows its protocol: selection and judgement apart, controls, stored cells, no draw by batch size."""
 
 from dataclasses import dataclass
+from itertools import combinations
 from math import comb
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from snnrobust import attacks, evaluation, hardware, models
 from snnrobust.attacks import PGD, Linf, RandomSign
 from snnrobust.attacks.attack import Attack
+from snnrobust.attacks.selection import Measurement, measure
 from snnrobust.draws import Stochastic, Stream, keyed
 from snnrobust.encoders import Poisson
 from snnrobust.evaluation.report import CLEAN, COLUMNS, NULL, WORST, RobustnessReport, resubmitted
@@ -28,6 +30,15 @@ class Coin(Stochastic):
     def forward(self, x: Tensor) -> Tensor:
         right = self.uniform((1, len(x), 1), device=x.device)[0] < self.p
         return torch.cat([right.to(x.dtype), 0.5 + 0 * right], 1) + 0 * x.flatten(1)[:, :1]
+
+
+class PixelCoin(Coin):
+    """Right with probability p for every input, but inputs that differ by little have other draws."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = 1e4 * (x.flatten(1).double() @ torch.arange(1.0, 17.0).double().sqrt())
+        right = (self.uniform((1, len(x), 1))[0].double() + shift[:, None]) % 1 < self.p
+        return torch.cat([right.to(x.dtype), torch.full((len(x), 1), 0.5)], 1)
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,20 @@ def snn() -> nn.Module:
         return models.spiking(models.ARCHITECTURES["mlp"], (36,), 3, Poisson(3)).eval()
 
 
+def record_crafting(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Attack, int, Tensor]]:
+    """Each attack that is called from now on, with its seed and what it made."""
+    crafted = []
+    original = Attack.__call__
+
+    def spy(attack: Attack, *arguments: Tensor, seed: int, **named: Tensor) -> Tensor:
+        x_adv = original(attack, *arguments, seed=seed, **named)
+        crafted.append((attack, seed, x_adv))
+        return x_adv
+
+    monkeypatch.setattr(Attack, "__call__", spy)
+    return crafted
+
+
 def quick(
     model: nn.Module, data: tuple[Tensor, Tensor], named: dict[str, Attack], **options: object
 ) -> RobustnessReport:
@@ -63,15 +88,56 @@ def quick(
     return evaluation.evaluate(model, data, named, **{**defaults, **options})  # type: ignore[arg-type]
 
 
-def test_attacks_that_do_nothing_take_nothing_from_a_random_model() -> None:
-    """PROTOCOL's story: a union over single draws would report far less than the truth."""
-    x, y, p = torch.rand(400, 1, 2, 2), torch.zeros(400, dtype=torch.int64), 0.9
-    report = quick(
-        Coin(p), (x, y), {f"nothing {i}": Nothing(Linf(0.1)) for i in range(14)}, selection_draws=8, judge_draws=32
-    )
+def test_attacks_that_change_nothing_take_nothing_from_a_random_model(tmp_path: Path) -> None:
+    """PROTOCOL's story: every candidate has other draws and the same p, so the draws that select it look far worse."""
+    x = torch.rand(400, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    y, p = torch.zeros(400, dtype=torch.int64), 0.9
+    named: dict[str, Attack] = {f"nudge {i}": RandomSign(Linf(1e-3)) for i in range(14)}
+    report = quick(PixelCoin(p), (x, y), named, selection_draws=8, judge_draws=32, folder=tmp_path)
     error = np.sqrt(p * (1 - p) / (400 * 32))
-    assert report.accuracy(WORST) == pytest.approx(p, abs=4 * error)
-    assert report.accuracy(CLEAN) == pytest.approx(p, abs=4 * error)
+    for attack in (CLEAN, WORST, NULL):
+        assert report.accuracy(attack) == pytest.approx(p, abs=4 * error)
+    cells = [read_tensors(path, "evaluation cell")[0] for path in tmp_path.iterdir()]
+    seen = torch.stack([cell["selection.correct"] for cell in cells]).amin(0).double().mean() / 8
+    assert seen < p - 0.1  # what judging on the selection draws would report
+
+
+def test_crafting_selection_and_judgement_draw_from_keys_of_their_own(
+    images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crafted, measured = record_crafting(monkeypatch), []
+
+    def spy(model: nn.Module, x: Tensor, y: Tensor, stream: Stream, n: int) -> Measurement:
+        measured.append((n, stream.key))
+        return measure(model, x, y, stream, n)
+
+    monkeypatch.setattr("snnrobust.evaluation.cell.measure", spy)
+    named: dict[str, Attack] = {f"nothing {i}": Nothing(Linf(0.1)) for i in range(3)}
+    quick(Coin(0.5), images, named, batch_size=25)
+    assert len(measured) == 2 * 2 * 7  # two batches of clean input, three candidates and three of the null control
+    selection, judgement = ({key for n, key in measured if n == draws} for draws in (4, 12))
+    assert len(selection) == len(judgement) == 1  # the same for all, so that candidates are compared on equal terms
+    crafting = {seed for _, seed, _ in crafted}
+    assert len(crafting) == 6  # each candidate has one for its two batches
+    assert not selection & judgement
+    assert not crafting & (selection | judgement)
+
+
+def test_the_null_control_has_as_many_random_candidates_as_there_are_attacks(
+    ann: nn.Module, images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crafted = record_crafting(monkeypatch)
+    x, y = images
+    report = quick(ann, images, {f"nothing {i}": Nothing(Linf(0.1)) for i in range(5)}, eps=[0.1, 0.4])
+    noise = [(attack, seed, x_adv) for attack, seed, x_adv in crafted if isinstance(attack, RandomSign)]
+    assert len({seed for _, seed, _ in noise}) == len(noise) == 2 * 5
+    for eps in (0.1, 0.4):
+        mine = [x_adv for attack, _, x_adv in noise if attack.threat.eps == eps]
+        assert len(mine) == 5
+        assert not any(torch.equal(a, b) for a, b in combinations(mine, 2))
+        assert all(0 < (x_adv - x).abs().max() <= eps + 1e-6 for x_adv in mine)
+        right = torch.stack([ann(x_adv).argmax(1) == y for x_adv in (x, *mine)])
+        assert report.accuracy(NULL, eps=eps) == pytest.approx(float(right.all(0).float().mean()))
 
 
 def test_rows_are_the_means_of_their_samples(ann: nn.Module, images: tuple[Tensor, Tensor]) -> None:

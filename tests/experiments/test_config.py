@@ -108,3 +108,28 @@ def test_broken_toml_is_told_with_its_line() -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no experiment file"):
         experiments.read(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "chip"', 'name = "ideal"', "chips: the report uses the name 'ideal'"),
+        ('name = "pgd"', 'name = "worst case"', "attacks: the report uses the name 'worst case'"),
+        ('"PGD", steps = 2 }', '"PGD", steps = 2 }\nsource = "ann"', "models.ann: no attack applies to it"),
+        (
+            '"PGD", steps = 2 }',
+            '"PGD", steps = 2 }\nsurrogate = { type = "ATan" }',
+            "models.ann: no attack applies to it",
+        ),
+        (
+            '[[models]]\nname = "ann"\nkind = "ordinary"',
+            '[[models]]\nname = "ann"\narchitecture = "mlp"\nsame_weights_as = "snn"',
+            "models.ann: the weights of 'snn' do not fit",
+        ),
+        ('"PGD", steps = 2 }', '"pgd", steps = 2 }', "did you mean 'PGD'?"),
+    ],
+)
+def test_what_would_fail_only_after_training_is_named_before(old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        experiments.parse(GOOD.replace(old, new, 1))

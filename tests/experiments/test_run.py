@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import random
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from snnrobust import experiments, models
+from snnrobust.models.checkpoint import read_tensors
 
 TEXT = """
 name = "small"
@@ -177,47 +179,50 @@ def test_damaged_results_are_named(content: bytes, tmp_path: Path) -> None:
         experiments.read_results(tmp_path)
 
 
-def killed(folder: Path, seconds: float) -> bool:
-    """Run in a process of its own and kill it after ``seconds``; False if it was finished before."""
-    file = folder.parent / "small.toml"
+def steps(folder: Path) -> int:
+    """Finished epochs, cells and diagnoses."""
+    states = [read_tensors(path, "training state")[1] for path in folder.glob("models/[!.]*.training.safetensors")]
+    cells = [*folder.glob("cells/[!.]*.safetensors"), *folder.glob("diagnoses/[!.]*.json")]
+    return sum(len(state["records"]) for state in states) + len(cells)
+
+
+def killed(folder: Path, after: float, delay: float = 0.0) -> bool:
+    """Run in a process of its own and kill it ``after`` more steps and ``delay`` seconds; False if it finished before."""
+    file, log, until = folder.parent / "small.toml", folder.parent / "log", steps(folder) + after
     file.write_text(TEXT)
     command = [sys.executable, "-m", "snnrobust.cli", "run", str(file), "-o", str(folder), "-q"]
-    with (folder.parent / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            return True
-    assert process.returncode == 0, (folder.parent / "log").read_text()
-    return False
+            limit = time.monotonic() + 300
+            while process.poll() is None and steps(folder) < until:
+                assert time.monotonic() < limit, f"stuck: {log.read_text()}"
+                time.sleep(0.01)
+            time.sleep(delay)
+        finally:
+            process.kill()
+    assert process.returncode in (0, -signal.SIGKILL), log.read_text()
+    return process.returncode != 0
 
 
-def _lifetime(folder: Path) -> float:
-    began = time.monotonic()
-    assert not killed(folder, 300)
-    return time.monotonic() - began
-
-
-def _same_after_kills(finished: Path, tmp_path: Path, moments: list[float]) -> None:
-    folder = tmp_path / "killed"
-    kills = sum(killed(folder, moment) for moment in moments)
-    assert kills > 0
-    assert not killed(folder, 300)  # and this time to the end
+def _same_after_kills(finished: Path, folder: Path, moments: list[tuple[int, float]]) -> None:
+    assert sum(killed(folder, *moment) for moment in moments) > 0
+    assert not killed(folder, math.inf)  # and this time to the end
     assert timeless(experiments.read_results(folder)) == timeless(experiments.read_results(finished))
     assert (folder / "samples.csv").read_bytes() == (finished / "samples.csv").read_bytes()
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(finished: Path, tmp_path: Path) -> None:
-    whole = _lifetime(tmp_path / "timed")
-    _same_after_kills(finished, tmp_path, [0.7 * whole, 0.6 * whole])
+    """Killed in the second model's training, then amid the cells."""
+    _same_after_kills(finished, tmp_path / "killed", [(3 + 2, 0.0), (2 + 10, 0.0)])
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ten_kills_at_random_moments(finished: Path, tmp_path: Path) -> None:
-    whole = _lifetime(tmp_path / "timed")
-    moments = [random.uniform(0.3, 0.9) * whole for _ in range(10)]
-    for index, moment in enumerate(moments):  # each on a folder of its own, then all ten on one
+    total = steps(finished)
+    for index in range(10):  # each on a folder of its own, then all ten on one
         (tmp_path / str(index)).mkdir()
-        _same_after_kills(finished, tmp_path / str(index), [moment])
-    (tmp_path / "all").mkdir()
-    _same_after_kills(finished, tmp_path / "all", [m * 0.6 for m in moments])
+        moment = random.randrange(total // 2), random.uniform(0, 0.1)
+        _same_after_kills(finished, tmp_path / str(index) / "killed", [moment])
+    moments = [(random.randint(0, total // 5), random.uniform(0, 0.1)) for _ in range(10)]
+    _same_after_kills(finished, tmp_path / "killed", moments)

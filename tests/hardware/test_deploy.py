@@ -10,7 +10,7 @@ from snnrobust.draws import draws
 from snnrobust.encoders import Direct, Poisson
 from snnrobust.hardware import Chain, GaussianNoise, deploy
 from snnrobust.layers import MeanOutput, Sequential
-from snnrobust.models import Conv, Dense, Pool, SpikingClassifier, ordinary, spiking
+from snnrobust.models import Conv, Dense, Pool, SpikingClassifier, ordinary, save, spiking
 from snnrobust.neurons import LIF
 from snnrobust.quantization import Uniform, uniform
 from snnrobust.temporal import Temporal
@@ -251,3 +251,26 @@ def test_a_chip_moves_to_another_dtype(model, x):
     chip = deploy(model, Chain(Uniform(bits=4)), seed=0)
     assert run(chip.double(), x.double()).dtype == torch.float64
     assert torch.allclose(run(chip, x.double()), run(chip.float(), x).double(), atol=1e-4)
+
+
+def test_a_layer_called_twice_meets_fresh_noise_and_each_forward_begins_anew():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return torch.stack([self.fc(x), self.fc(x)])
+
+    chip = deploy(Twice(), GaussianNoise(0.5), seed=1)
+    x = torch.rand(4, 3)
+    with draws(chip, 5):
+        first, again = chip(x), chip(x)
+    assert torch.equal(first, again)
+    assert not torch.equal(first[0], first[1])
+
+
+def test_saving_a_chip_says_what_to_do_instead(tmp_path):
+    chip = deploy(nn.Sequential(nn.Linear(2, 2)), GaussianNoise(0.1), seed=1)
+    with pytest.raises(TypeError, match="save the original, and deploy it again"):
+        save(chip, tmp_path / "chip")

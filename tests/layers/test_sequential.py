@@ -161,3 +161,19 @@ def test_a_readout_may_not_be_followed():
     with pytest.raises(TypeError, match="MeanOutput ends the sequence, so nothing can follow it"):
         Sequential(nn.Linear(2, 2), nn.Sequential(MeanOutput()), LIF())
     assert Sequential(nn.Linear(2, 2), MeanOutput())(torch.ones(4, 3, 2)).shape == (3, 2)
+
+
+def test_a_module_that_stands_twice_runs_twice():
+    linear, relu, neuron = nn.Linear(4, 4), nn.ReLU(), LIF(0.5)
+    x = torch.randn(3, 2, 4)
+    network = Sequential(linear, relu, linear, relu, neuron, linear, neuron)
+    assert len(list(network)) == len(network) == 7
+    expected = neuron(linear(neuron(relu(linear(relu(linear(x)))))))
+    assert torch.equal(network(x), expected)
+    state, steps = {}, []
+    for x_t in x.unbind(0):
+        y_t, state = network.step(x_t, state)
+        steps.append(y_t)
+    torch.testing.assert_close(torch.stack(steps), expected)
+    nested = Sequential(nn.Sequential(linear, relu, relu), relu)
+    assert len(list(nested._parts())) == 4

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from snnrobust import data
+from snnrobust.draws import Stochastic
 from snnrobust.encoders import Direct, Poisson
 from snnrobust.learning_rules import BPTT, RULES
 from snnrobust.models import Conv, Dense, Pool, ordinary, spiking
@@ -89,6 +90,36 @@ def test_the_seed_decides_the_draws_of_the_model_also_where_the_order_is_given(k
         weights.append(fresh(MODELS[kind]))
         BPTT(lr=1e-2, seed=seed).fit(weights[-1], loader, epochs=1, progress=False)
     assert same_weights(*weights) == (kind in ("ann", "direct"))
+
+
+class Recorder(Stochastic):
+    """Stores what it draws from its key and from torch's generator, as dropout does."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {True: [], False: []}  # by training or not: a row a sample, and one number a batch
+
+    def forward(self, x):
+        rows = self.uniform((1, len(x), 4))[0]
+        if len(x) > 1:  # else it is the check before training
+            self.seen[self.training].append((rows, torch.rand(())))
+        return x + 0.01 * rows.sum(1, keepdim=True)
+
+
+def test_every_epoch_and_batch_and_the_validation_have_draws_of_their_own(digits):
+    def record(seed):
+        model = fresh(lambda: nn.Sequential(nn.Flatten(), Recorder(), nn.Linear(64, 10)))
+        BPTT(batch_size=40, seed=seed).fit(model, *digits, epochs=2, progress=False)
+        train, validation = model[1].seen[True], model[1].seen[False]
+        assert (len(train), len(validation)) == (2 * 5, 2 * 3)
+        return torch.cat([r for r, _ in train + validation]), torch.stack([n for _, n in train + validation])
+
+    rows, numbers = record(1)
+    assert len(rows.unique(dim=0)) == len(rows) == 2 * (200 + 100)
+    assert len(numbers.unique()) == len(numbers) == 2 * (5 + 3)
+    for again, first in zip(record(1), (rows, numbers), strict=True):
+        assert torch.equal(again, first)
+    assert not torch.isin(record(2)[1], numbers).any()
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -151,3 +151,12 @@ def _deep(levels):
 def test_bad_descriptions(description, message):
     with torch.device("meta"), pytest.raises(ValueError, match="^" + re.escape(message)):
         build(description)
+
+
+def test_repeated_modules():
+    relu = nn.ReLU()
+    described = describe(nn.Sequential(nn.Linear(2, 2), relu, nn.Linear(2, 2), relu))
+    assert [part["type"] for part in described["modules"]] == ["torch.Linear", "torch.ReLU"] * 2
+    shared = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match="stands in two places"):
+        describe(nn.Sequential(shared, relu, nn.Sequential(shared)))

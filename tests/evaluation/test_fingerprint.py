@@ -1,0 +1,90 @@
+"""A digest changes with everything that a stored result depends on, and with nothing else."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snnrobust import hardware, models
+from snnrobust.attacks import PGD, Linf, cross_entropy, margin
+from snnrobust.draws import draws, keyed
+from snnrobust.encoders import Poisson
+from snnrobust.evaluation.fingerprint import fingerprint
+from snnrobust.neurons import LIF
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
+def snn(decay: float = 0.9, steps: int = 2) -> nn.Module:
+    with keyed(0):
+        return models.spiking(models.ARCHITECTURES["mlp"], (4,), 3, Poisson(steps), LIF(decay))
+
+
+def chip(seed: int) -> nn.Module:
+    return hardware.deploy(snn(), hardware.GaussianNoise(0.1, drawn="chip"), seed=seed)
+
+
+def weighted(factor: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda z, y: factor * cross_entropy(z, y)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (Scaled(1.0), Scaled(-1.0)),
+        (snn(0.9), snn(0.8)),
+        (chip(1), chip(2)),
+        (lambda x: x + 1, lambda x: x + 2),
+        (lambda x: x.sum(), lambda x: x.mean()),
+        (weighted(1.0), weighted(2.0)),
+        (partial(weighted, 1.0), partial(weighted, 2.0)),
+        (PGD(Linf(0.1)), PGD(Linf(0.1), loss=margin)),
+        (PGD(Linf(0.1)), PGD(Linf(0.2))),
+        (torch.zeros(2), torch.zeros(2, dtype=torch.float64)),
+        (torch.zeros(2, 3), torch.zeros(3, 2)),
+        ([1, [2]], [[1], 2]),
+        (nn.Sequential(nn.ReLU(), nn.Tanh()), nn.Sequential(nn.Tanh(), nn.ReLU())),
+    ],
+)
+def test_different_things_differ(a: object, b: object) -> None:
+    assert fingerprint(a) != fingerprint(b)
+    assert fingerprint(a) == fingerprint(a)
+
+
+def test_what_does_not_matter_changes_nothing() -> None:
+    model = snn()
+    before = fingerprint(model)
+    model.train()
+    with draws(model, 5):
+        assert fingerprint(model) == before
+        model(torch.rand(2, 4))
+    model.eval()
+    assert fingerprint(snn()) == before
+    assert fingerprint(chip(1)) == fingerprint(chip(1))
+
+
+def test_equal_in_every_process() -> None:
+    code = (
+        "from snnrobust import attacks, hardware, models; from snnrobust.encoders import Poisson\n"
+        "from snnrobust.draws import keyed\n"
+        "from snnrobust.evaluation.fingerprint import fingerprint\n"
+        "with keyed(0): m = models.spiking(models.ARCHITECTURES['mlp'], (4,), 3, Poisson(2))\n"
+        "c = hardware.deploy(m, hardware.GaussianNoise(0.1), seed=1)\n"
+        "print(fingerprint(c, attacks.Transfer(attacks.PGD(attacks.Linf(0.1)), m)))"
+    )
+    found = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    }
+    assert len(found) == 1
