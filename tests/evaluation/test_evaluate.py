@@ -113,7 +113,7 @@ def test_crafting_selection_and_judgement_draw_from_keys_of_their_own(
 
     monkeypatch.setattr("snnrobust.evaluation.cell.measure", spy)
     named: dict[str, Attack] = {f"nothing {i}": Nothing(Linf(0.1)) for i in range(3)}
-    quick(Coin(0.5), images, named, batch_size=25)
+    quick(Coin(0.5), (images[0], images[1] % 2), named, batch_size=25)
     assert len(measured) == 2 * 2 * 7  # two batches of clean input, three candidates and three of the null control
     selection, judgement = ({key for n, key in measured if n == draws} for draws in (4, 12))
     assert len(selection) == len(judgement) == 1  # the same for all, so that candidates are compared on equal terms
