@@ -191,6 +191,8 @@ def test_the_loss_and_the_gradient_source_are_those_asked_for(other, digits_ann)
         ({"restarts": 2, "random_start": False}, ValueError, "restarts > 1 need random_start"),
         ({"selection_draws": 0}, ValueError, "selection_draws"),
         ({"step_size": -0.1}, ValueError, "step_size"),
+        ({"gradient": 8}, TypeError, "gradient must be a function"),
+        ({"loss": "margin"}, TypeError, "loss must be a function"),
         ({"step_size": float("nan")}, ValueError, "step_size"),
         ({"step_size": "big"}, ValueError, "step_size"),
     ],
