@@ -129,6 +129,7 @@ def attack(
     """
     from snnrobust import data as datasets
     from snnrobust import evaluation, models
+    from snnrobust.draws import is_stochastic
     from snnrobust.experiments.build import build_attack
     from snnrobust.experiments.component import Component
     from snnrobust.experiments.config import AttackSection
@@ -145,7 +146,8 @@ def attack(
             eot=1 if attack == "RandomSign" else eot,
             source="source" if named else None,
         )
-        crafted = build_attack(section, named, random=True)
+        differentiated = named.get("source", model)
+        crafted = build_attack(section, named, is_stochastic(differentiated, test.tensors[0][:16]))
         report = evaluation.evaluate(
             model, test, {section.name: crafted}, eps=eps or ["8/255"], n=samples, seed=seed,
             selection_draws=selection_draws, judge_draws=judge_draws, name=checkpoint.stem, progress=not quiet,

@@ -7,7 +7,6 @@ import math
 import os
 import zlib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from snnrobust import checks
 
 __all__ = ["DATASETS", "data_root", "load"]
 
-Split = Literal["train", "test"]
 DATASETS = ("digits", "mnist", "fashion-mnist")
 
 

@@ -62,16 +62,16 @@ def run_cell(
 
     The three use independent streams. With ``folder`` the cell is read from there, or computed and written.
     """
-    key = fingerprint(model, attack, x, y, seed, draws, labels)
-    path = None if folder is None else folder / f"{key}.safetensors"
-    if path is not None and path.exists():
+    if folder is None:
+        return _compute(model, attack, x, y, seed, draws, batch_size, labels)
+    path = folder / f"{fingerprint(model, attack, x, y, seed, draws, labels)}.safetensors"
+    if path.exists():
         cell = _read(path)
         if attack is not None:
             attack.threat.validate(x, cell.x_adv)  # validity is recomputed from what is stored
         return cell
     cell = _compute(model, attack, x, y, seed, draws, batch_size, labels)
-    if path is not None:
-        _write(path, cell)
+    _write(path, cell)
     return cell
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ def fingerprint(*parts: Any) -> str:
 
 def _pieces(part: Any) -> Iterator[bytes]:
     if isinstance(part, nn.Module):
-        for name, tensor in part.state_dict().items():
+        for name, tensor in (*part.named_parameters(), *part.named_buffers()):  # a state_dict leaves some buffers out
             yield name.encode()
             yield from _pieces(tensor)
         for name, module in part.named_modules(remove_duplicate=False):
@@ -44,6 +45,9 @@ def _pieces(part: Any) -> Iterator[bytes]:
     elif isinstance(part, Tensor):
         yield f"{part.dtype}{tuple(part.shape)}".encode()
         yield part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(part, np.ndarray):
+        yield f"{part.dtype}{part.shape}".encode()
+        yield part.tobytes()
     elif dataclasses.is_dataclass(part) and not isinstance(part, type):
         yield type(part).__qualname__.encode()
         for field in dataclasses.fields(part):

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,16 @@ class Scaled(nn.Module):
         return self.factor * x
 
 
+class Table(nn.Module):
+    """What a state_dict does not hold: a large array, whose repr is cut, and a buffer that is not saved."""
+
+    def __init__(self, array: float, buffer: float) -> None:
+        super().__init__()
+        self.array = np.zeros(5000)
+        self.array[2500] = array
+        self.register_buffer("hidden", torch.tensor(buffer), persistent=False)
+
+
 def snn(decay: float = 0.9, steps: int = 2) -> nn.Module:
     with keyed(0):
         return models.spiking(models.ARCHITECTURES["mlp"], (4,), 3, Poisson(steps), LIF(decay))
@@ -43,6 +54,8 @@ def weighted(factor: float) -> Callable[[Tensor, Tensor], Tensor]:
     ("a", "b"),
     [
         (Scaled(1.0), Scaled(-1.0)),
+        (Table(0.0, 0.0), Table(1.0, 0.0)),
+        (Table(0.0, 0.0), Table(0.0, 1.0)),
         (snn(0.9), snn(0.8)),
         (chip(1), chip(2)),
         (lambda x: x + 1, lambda x: x + 2),
