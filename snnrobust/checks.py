@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "boolean",
     "call",
     "choice",
     "count",
+    "demand",
     "fraction",
     "function",
     "labels",
@@ -23,6 +25,7 @@ __all__ = [
     "number",
     "pixels",
     "sequence",
+    "within",
 ]
 
 
@@ -46,6 +49,13 @@ def number(
         bracket = "(" if exclusive_low else "["
         raise ValueError(f"{name} must be in {bracket}{low:g}, {high:g}], got {value!r:.80}{_hint(hint)}")
     return as_float
+
+
+def boolean(name: str, value: bool) -> bool:
+    """``value`` if it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
 
 
 def count(name: str, value: int, low: int = 1, hint: str = "") -> int:
@@ -93,6 +103,25 @@ def sequence(name: str, x: Tensor, rank: int = 2) -> Tensor:
     return x
 
 
+def within(name: str, value: Tensor, low: float, high: float, *, exclusive_low: bool = False) -> Tensor:
+    """A floating tensor, not empty, with every value finite and within [low, high] (or (low, high])."""
+    if not value.is_floating_point() or value.numel() == 0:
+        raise ValueError(f"{name} must be a floating tensor that is not empty, got {value.dtype} {tuple(value.shape)}")
+    bracket = "(" if exclusive_low else "["
+    v = value.detach()
+    fits = (v > low if exclusive_low else v >= low) & (v <= high) & v.isfinite()
+    demand(fits.all(), lambda: f"{name} must be in {bracket}{low:g}, {high:g}], got values from {v.min():g} to {v.max():g}")
+    return value
+
+
+def demand(holds: Tensor, message: Callable[[], str]) -> None:
+    """Raise where ``holds`` is False; in a graph that is being compiled or exported, where no value is known, the graph does."""
+    if torch.compiler.is_compiling():
+        torch._assert_async(holds, "a check of snnrobust failed")
+    elif not holds:
+        raise ValueError(message())
+
+
 def pixels(name: str, x: Tensor, rank: int = 2, bounds: tuple[float, float] = (0.0, 1.0)) -> Tensor:
     """A floating batch ``[B, *]``, not empty, every value within ``bounds`` (so none is NaN)."""
     if not isinstance(x, Tensor):
@@ -101,6 +130,9 @@ def pixels(name: str, x: Tensor, rank: int = 2, bounds: tuple[float, float] = (0
         raise TypeError(f"{name} must be floating, got {x.dtype}: convert with {name}.float() / 255")
     if x.dim() < rank or x.numel() == 0:
         raise ValueError(f"{name} must be a batch [B, ...] that is not empty, got shape {tuple(x.shape)}")
+    if torch.compiler.is_compiling():
+        demand(((x >= bounds[0]) & (x <= bounds[1])).all(), str)
+        return x
     low, high = (float(v) for v in torch.aminmax(x.detach()))
     if math.isnan(low) or math.isnan(high):
         raise ValueError(f"{name} contains NaN: repair or leave out those samples")

@@ -1,8 +1,14 @@
 """Spiking neurons and the surrogate gradients that train and attack them."""
 
 from snnrobust.neurons import surrogate
-from snnrobust.neurons.lif import IF, LIF, Reset, lif
+from snnrobust.neurons.alif import ALIF
+from snnrobust.neurons.cuba import CuBaLIF, leaky_integral
+from snnrobust.neurons.lif import IF, LIF, lif
+from snnrobust.neurons.neuron import NEURONS, Neuron, Reset
+from snnrobust.neurons.parametric import PLIF, LearnableThresholdLIF
+from snnrobust.neurons.recurrent import Recurrent
 
-NEURONS: dict[str, type[LIF]] = {"IF": IF, "LIF": LIF}
-
-__all__ = ["IF", "LIF", "NEURONS", "Reset", "lif", "surrogate"]
+__all__ = [
+    "ALIF", "IF", "LIF", "NEURONS", "PLIF", "CuBaLIF", "LearnableThresholdLIF", "Neuron", "Recurrent", "Reset",
+    "leaky_integral", "lif", "surrogate",
+]  # fmt: skip

@@ -16,16 +16,24 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 
-__all__ = ["SURROGATES", "ATan", "FastSigmoid", "Sigmoid", "Surrogate", "Triangle", "override", "spike"]
+__all__ = [
+    "SILENT", "SURROGATES", "ATan", "Exponential", "FastSigmoid", "Gaussian", "Rectangle", "Sigmoid", "SpikeTime",
+    "StraightThrough", "Surrogate", "Triangle", "override", "spike",
+]  # fmt: skip
 
 SURROGATES: dict[str, type[Surrogate]] = {}
+SILENT = 1000
+"""Steps since the last spike for a neuron that has not fired yet (Rathi et al. 2020)."""
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Base of all surrogates; subclasses register themselves by name."""
+    """Base of all surrogates; subclasses register themselves by name.
 
-    name: ClassVar[str]
+    A ``timed`` surrogate is a function of the time since the neuron's last spike instead of :math:`u`.
+    """
+
+    timed: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -36,7 +44,10 @@ class Surrogate:
             checks.number(f"{type(self).__name__}.{name}", value, 0, exclusive_low=True)
 
     def derivative(self, u: Tensor) -> Tensor:
-        """What stands for ds/du at ``u`` = membrane potential - threshold, shape of ``u``."""
+        """What stands for ds/du at ``u`` = membrane potential - threshold, a new tensor of the shape of ``u``.
+
+        A ``timed`` surrogate gets the number of steps since the last spike in place of ``u``.
+        """
         raise NotImplementedError
 
 
@@ -82,22 +93,89 @@ class Sigmoid(Surrogate):
         return self.alpha * s * (1.0 - s)
 
 
+@dataclass(frozen=True)
+class Rectangle(Surrogate):
+    r""":math:`1 / w` where :math:`|u| \le w / 2` (Wu et al. 2018, STBP)."""
+
+    width: float = 1.0
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return (u.abs() <= self.width / 2).to(u.dtype).mul_(1 / self.width)
+
+
+@dataclass(frozen=True)
+class Gaussian(Surrogate):
+    r""":math:`\exp(-u^2 / 2 \sigma^2) \big/ \sqrt{2 \pi} \sigma` (Wu et al. 2018, STBP)."""
+
+    sigma: float = 0.5
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return u.square().mul_(-0.5 / self.sigma**2).exp_().mul_(1 / (math.sqrt(2 * math.pi) * self.sigma))
+
+
+@dataclass(frozen=True)
+class Exponential(Surrogate):
+    r""":math:`\alpha e^{-\beta |u|}` (Shrestha and Orchard 2018, SLAYER)."""
+
+    alpha: float = 1.0
+    beta: float = 2.0
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return u.abs().mul_(-self.beta).exp_().mul_(self.alpha)
+
+
+@dataclass(frozen=True)
+class StraightThrough(Surrogate):
+    """1 everywhere (Bengio, Leonard and Courville 2013)."""
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return torch.ones_like(u)
+
+
+@dataclass(frozen=True)
+class SpikeTime(Surrogate):
+    r""":math:`\alpha e^{-\beta \Delta t}`, where :math:`\Delta t` is the number of steps since the neuron's last spike.
+
+    It does not depend on the membrane potential. A neuron that has not fired yet counts as silent for 1000 steps before the
+    first. The paper differentiates by :math:`u / \theta`: for its values divide ``alpha`` by the threshold.
+
+    Source: Rathi et al. 2020, "Enabling deep SNNs with hybrid conversion and spike timing dependent backpropagation" (STDB).
+    """
+
+    timed: ClassVar[bool] = True
+
+    alpha: float = 0.3
+    beta: float = 0.01
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return u.mul(-self.beta).exp_().mul_(self.alpha)
+
+
 class _Spike(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, u: Tensor, surrogate: Surrogate, strict: bool) -> Tensor:
-        ctx.save_for_backward(u)
+    def forward(ctx: Any, u: Tensor, at: Tensor, surrogate: Surrogate, strict: bool) -> Tensor:
+        ctx.save_for_backward(at)
         ctx.surrogate = surrogate
         return (u > 0 if strict else u >= 0).to(u.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (u,) = ctx.saved_tensors
-        return grad * ctx.surrogate.derivative(u), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (at,) = ctx.saved_tensors
+        return grad * ctx.surrogate.derivative(at), None, None, None
 
 
-def spike(u: Tensor, surrogate: Surrogate) -> Tensor:
-    r"""Fire where :math:`u \ge 0`; backward uses ``surrogate.derivative(u)``. Shape and dtype of ``u``."""
-    return _Spike.apply(u, surrogate, False)  # type: ignore[no-any-return, no-untyped-call]
+def spike(u: Tensor, surrogate: Surrogate, quiet: Tensor | None = None) -> Tensor:
+    r"""Fire where :math:`u \ge 0`; backward uses ``surrogate.derivative``. Shape and dtype of ``u``.
+
+    Args:
+        u: Membrane potential - threshold.
+        surrogate: Of ``u``, or, if ``timed``, of ``quiet``.
+        quiet: Steps since each neuron's last spike.
+    """
+    if surrogate.timed and quiet is None:
+        raise ValueError(f"{surrogate} needs the time since the last spike: start the stream under this surrogate")
+    at = quiet if surrogate.timed and quiet is not None else u.detach()
+    return _Spike.apply(u, at, surrogate, False)  # type: ignore[no-any-return, no-untyped-call]
 
 
 # Where a module keeps its surrogate: the attribute, and how to make a value for it. SpikingJelly fires at u >= 0,
@@ -117,7 +195,7 @@ class _ForeignSpike:
     spiking: ClassVar[bool] = True
 
     def __call__(self, u: Tensor) -> Tensor:
-        return _Spike.apply(u, self.surrogate, self.strict)  # type: ignore[no-any-return, no-untyped-call]
+        return _Spike.apply(u, u.detach(), self.surrogate, self.strict)  # type: ignore[no-any-return, no-untyped-call]
 
 
 @contextmanager
@@ -134,6 +212,8 @@ def override(model: nn.Module, surrogate: Surrogate) -> Iterator[nn.Module]:
     homes = [(m, name, make) for m in model.modules() for name, make in _HOMES if _holds(m, name)]
     if not homes:
         raise ValueError(f"{type(model).__name__} has no surrogate to override: is it a spiking model?")
+    if surrogate.timed and any(name != "surrogate" for _, name, _ in homes):
+        raise TypeError(f"{surrogate} needs the time since the last spike, which neurons of other libraries do not give it")
     # An attribute of the instance hides what is kept as a submodule or on the class, so those stay where they are.
     before = [m.__dict__.get(name, _ABSENT) for m, name, _ in homes]
     try:
