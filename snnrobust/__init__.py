@@ -10,11 +10,13 @@ if TYPE_CHECKING:
         attacks,
         data,
         encoders,
+        energy,
         evaluation,
         hardware,
         layers,
         learning_rules,
         models,
+        monitors,
         neurons,
         quantization,
     )
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "SpikingClassifier", "attacks", "data", "encoders", "evaluation", "hardware", "layers", "learning_rules", "models",
-    "neurons", "quantization",
+    "SpikingClassifier", "attacks", "data", "encoders", "energy", "evaluation", "hardware", "layers", "learning_rules",
+    "models", "monitors", "neurons", "quantization",
 ]  # fmt: skip
 
 

@@ -110,14 +110,18 @@ def within(name: str, value: Tensor, low: float, high: float, *, exclusive_low: 
     bracket = "(" if exclusive_low else "["
     v = value.detach()
     fits = (v > low if exclusive_low else v >= low) & (v <= high) & v.isfinite()
-    demand(fits.all(), lambda: f"{name} must be in {bracket}{low:g}, {high:g}], got values from {v.min():g} to {v.max():g}")
+    demand(
+        name,
+        fits.all(),
+        lambda: f"{name} must be in {bracket}{low:g}, {high:g}], got values from {v.min():g} to {v.max():g}",
+    )
     return value
 
 
-def demand(holds: Tensor, message: Callable[[], str]) -> None:
-    """Raise where ``holds`` is False; in a graph that is being compiled or exported, where no value is known, the graph does."""
+def demand(name: str, holds: Tensor, message: Callable[[], str]) -> None:
+    """Raise where ``holds`` is False; in a graph that is being compiled or exported, where no value is known, the graph will."""
     if torch.compiler.is_compiling():
-        torch._assert_async(holds, "a check of snnrobust failed")
+        torch._assert_async(holds, f"{name} contains NaN or values out of range")
     elif not holds:
         raise ValueError(message())
 
@@ -131,11 +135,13 @@ def pixels(name: str, x: Tensor, rank: int = 2, bounds: tuple[float, float] = (0
     if x.dim() < rank or x.numel() == 0:
         raise ValueError(f"{name} must be a batch [B, ...] that is not empty, got shape {tuple(x.shape)}")
     if torch.compiler.is_compiling():
-        demand(((x >= bounds[0]) & (x <= bounds[1])).all(), str)
+        demand(name, ((x >= bounds[0]) & (x <= bounds[1]) & x.isfinite()).all(), str)
         return x
     low, high = (float(v) for v in torch.aminmax(x.detach()))
     if math.isnan(low) or math.isnan(high):
         raise ValueError(f"{name} contains NaN: repair or leave out those samples")
+    if math.isinf(low) or math.isinf(high):
+        raise ValueError(f"{name} contains infinity: repair or leave out those samples")
     if not (low >= bounds[0] and high <= bounds[1]):
         raise ValueError(
             f"{name} must lie in [{bounds[0]:g}, {bounds[1]:g}], but lies in [{low:g}, {high:g}]: "

@@ -157,6 +157,45 @@ def attack(
         typer.echo(f"report: {report.save(output)}")
 
 
+@app.command()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="A model's checkpoint (safetensors).")],
+    data: Annotated[str, typer.Option(help="Data set: digits, mnist or fashion-mnist.")] = "digits",
+    samples: Annotated[int, typer.Option(help="The first so many test samples.")] = 200,
+    seed: Annotated[int, typer.Option(help="Key of the model's draws.")] = 0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for JSON and pictures.")] = None,
+) -> None:
+    """Show what the model of a checkpoint does: operations by layer, activity of its neurons, accuracy if it stops early.
+
+    Example: snnrobust inspect runs/demo/models/snn.safetensors -o runs/inspected
+    """
+    from torch.utils.data import TensorDataset
+
+    from snnrobust import data as datasets
+    from snnrobust import energy, models, monitors
+    from snnrobust.draws import draws
+
+    with _errors():
+        model = models.load(checkpoint)
+        x, y = (t[:samples] for t in datasets.load(data, "test").tensors)
+        _probe(model, x[:1], f"{checkpoint} does not fit --data {data}")
+        with draws(model, seed), monitors.monitor(model) as record:
+            operations = energy.count_operations(model, x)
+        curve = None
+        if isinstance(model, models.SpikingClassifier):
+            curve = models.exit_curve(model, TensorDataset(x, y), key=seed)
+        for title, part in (("operations", operations), ("activity", record), ("early exit", curve)):
+            if part is not None:
+                typer.echo(f"{title}\n{part.table()}\n")
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            operations.save(output / "operations.json")
+            record.plot(output / "rates.png")
+            if curve is not None:
+                curve.plot(output / "exit.png")
+            typer.echo(f"written to {output}")
+
+
 def _probe(model: nn.Module, x: Tensor, problem: str) -> None:
     try:
         model(x)

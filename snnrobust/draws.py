@@ -118,7 +118,7 @@ def draws(model: nn.Module, key: int, sample_ids: Tensor | None = None) -> Itera
         key: Any integer; 63 bits count.
         sample_ids: int64 ``[B]``, the identity of each sample of the batch; default 0, 1, 2, ...
     """
-    modules = [(name, m) for name, m in model.named_modules() if isinstance(m, Stochastic)]
+    modules = [(_path(name), m) for name, m in model.named_modules() if isinstance(m, Stochastic)]
     before = [(m._key, m._sample_ids) for _, m in modules]
     ids = None if sample_ids is None else sample_ids.detach().to("cpu", torch.int64)
     with keyed(derive(key, "torch", *([] if ids is None else [ids.numpy().tobytes()])), model):
@@ -129,6 +129,11 @@ def draws(model: nn.Module, key: int, sample_ids: Tensor | None = None) -> Itera
         finally:
             for (_, m), (m_key, m_ids) in zip(modules, before, strict=True):
                 m._key, m._sample_ids = m_key, m_ids
+
+
+def _path(name: str) -> str:
+    """A module's path without the wrappers of ``torch.compile``: a compiled model has the same draws."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 @contextmanager
@@ -152,8 +157,11 @@ def fresh_key(model: nn.Module) -> int | None:
 
 @contextmanager
 def one_key(model: nn.Module) -> Iterator[None]:
-    """A whole forward under one :func:`fresh_key`, if it needs any."""
-    key = fresh_key(model)
+    """A whole forward under one :func:`fresh_key`, if it needs any.
+
+    In a graph that is being compiled or exported each module takes its own key instead: there a key is a tensor, never a number.
+    """
+    key = None if torch.compiler.is_compiling() else fresh_key(model)
     with nullcontext() if key is None else draws(model, key):
         yield
 

@@ -82,7 +82,7 @@ def test_sequence(x, error, message):
         (torch.ones(3), ValueError, "x must be a batch [B, ...] that is not empty, got shape (3,)"),
         (torch.ones(0, 3), ValueError, "x must be a batch [B, ...] that is not empty, got shape (0, 3)"),
         (torch.tensor([[0.0, math.nan]]), ValueError, "x contains NaN"),
-        (torch.tensor([[0.0, math.inf]]), ValueError, "x must lie in [0, 1], but lies in [0, inf]"),
+        (torch.tensor([[0.0, math.inf]]), ValueError, "x contains infinity"),
         (torch.tensor([[-0.25, 1.0]]), ValueError, "x must lie in [0, 1], but lies in [-0.25, 1]: scale it"),
         (torch.tensor([[0.0, 255.0]]), ValueError, "x must lie in [0, 1], but lies in [0, 255]: scale it"),
         (torch.tensor([[0.0, 1.0000001]]), ValueError, "x must lie in [0, 1]"),

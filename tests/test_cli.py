@@ -12,7 +12,7 @@ from snnrobust.cli import app
 from snnrobust.draws import keyed
 from snnrobust.encoders import Poisson
 
-COMMANDS = ["demo", "run", "attack", "report", "list", "doctor"]
+COMMANDS = ["demo", "run", "attack", "inspect", "report", "list", "doctor"]
 
 
 def call(*arguments: str) -> tuple[int, str]:
@@ -81,6 +81,19 @@ def test_attack_prints_a_table_and_writes_a_report(checkpoint: Path, tmp_path: P
     assert (tmp_path / "report" / "report.html").is_file()
 
 
+@pytest.mark.parametrize("kind", ["spiking", "ordinary"])
+def test_inspect_prints_tables_and_writes_pictures(kind: str, checkpoint: Path, tmp_path: Path) -> None:
+    if kind == "ordinary":
+        models.save(models.ordinary(models.ARCHITECTURES["mlp"], (1, 8, 8), 10), checkpoint)
+    code, output = call("inspect", str(checkpoint), "--samples", "20", "-o", str(tmp_path / "seen"))
+    assert code == 0, output
+    assert "dense MAC" in output
+    assert ("exit at confidence" in output) == (kind == "spiking")
+    assert "mean of 20" in output
+    written = {path.name for path in (tmp_path / "seen").iterdir()}
+    assert written == {"operations.json", "rates.png"} | ({"exit.png"} if kind == "spiking" else set())
+
+
 def test_transfer_from_another_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     with keyed(1):
         models.save(models.ordinary(models.ARCHITECTURES["mlp"], (1, 8, 8), 10), tmp_path / "ann.safetensors")
@@ -97,6 +110,8 @@ def test_transfer_from_another_checkpoint(checkpoint: Path, tmp_path: Path) -> N
     [
         (["run", "none.toml"], "there is no experiment file"),
         (["attack", "none.safetensors"], "no model file"),
+        (["inspect", "none.safetensors"], "no model file"),
+        (["inspect", "CHECKPOINT", "--data", "digit"], "did you mean 'digits'?"),
         (["attack", "CHECKPOINT", "--eps", "-1"], "eps must be in"),
         (["attack", "CHECKPOINT", "--eps", "8"], "pixel steps"),
         (["attack", "CHECKPOINT", "--attack", "PDG"], "did you mean 'PGD'?"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,9 +12,13 @@ from torch import Tensor
 from snnrobust import checks
 from snnrobust.draws import Stochastic
 
-__all__ = ["ENCODERS", "Encoder"]
+__all__ = ["ENCODERS", "FINITE", "Encoder", "repeat"]
 
 ENCODERS: dict[str, type[Encoder]] = {}
+
+_LARGEST = torch.finfo(torch.float32).max
+FINITE = (-_LARGEST, _LARGEST)
+"""Bounds of an encoder that takes any value: infinities lie outside."""
 
 
 class Encoder(Stochastic):
@@ -21,6 +27,12 @@ class Encoder(Stochastic):
     Args:
         time_steps: T, at least 1.
     """
+
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    """Where the values of an input may lie."""
+
+    truncatable: ClassVar[bool] = True
+    """Whether the same encoder with fewer time steps gives the first of them."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -31,18 +43,30 @@ class Encoder(Stochastic):
         self.time_steps = checks.count("time_steps", time_steps)
 
     def encode(self, x: Tensor, start: int, steps: int) -> Tensor:
-        """Time steps ``start`` to ``start + steps`` of the sequence, ``[steps, B, *]``."""
+        """Time steps ``start`` to ``start + steps`` of the sequence, ``[steps, B, *]``; ``x`` has been checked."""
         raise NotImplementedError
 
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of one time step of the output, for one sample of ``shape``."""
+        return tuple(shape)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.encode(checks.pixels("x", x), 0, self.time_steps)
+        return self.encode(self._checked(x), 0, self.time_steps)
 
     def step(self, x: Tensor, t: int) -> Tensor:
         """What reaches the network at step ``t``, ``[B, *]``; equal to ``forward(x)[t]`` under the same draws."""
-        return self.encode(checks.pixels("x", x), t, 1)[0]
+        if not 0 <= t < self.time_steps:
+            raise ValueError(f"t must be one of the {self.time_steps} time steps from 0 on, got {t}")
+        return self.encode(self._checked(x), t, 1)[0]
+
+    def _checked(self, x: Tensor) -> Tensor:
+        """``x`` with floating values within :attr:`bounds` and a shape that :meth:`output_shape` takes."""
+        checks.pixels("x", x, bounds=self.bounds)
+        self.output_shape(x.shape[1:])
+        return x
 
     def extra_repr(self) -> str:
-        return f"time_steps={self.time_steps}"
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in inspect.signature(type(self)).parameters)
 
 
 def repeat(x: Tensor, steps: int) -> Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from snnrobust import checks
 from snnrobust.encoders.encoder import Encoder, repeat
+from snnrobust.encoders.straight_through import straight_through
 
-__all__ = ["Poisson"]
+__all__ = ["Gradient", "Poisson"]
 
 Gradient = Literal["straight_through", "none"]
 
@@ -36,18 +36,5 @@ class Poisson(Encoder):
 
     def encode(self, x: Tensor, start: int, steps: int) -> Tensor:
         u = self.uniform((steps, *x.shape), start, x.device)
-        return _Bernoulli.apply(repeat(x, steps), u, 0.0 if self.gradient == "none" else 1.0)  # type: ignore[no-any-return, no-untyped-call]
-
-    def extra_repr(self) -> str:
-        return f"time_steps={self.time_steps}, gradient={self.gradient!r}"
-
-
-class _Bernoulli(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, u: Tensor, slope: float) -> Tensor:
-        ctx.slope = slope
-        return (u < x).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad * ctx.slope, None, None
+        value = 0.0 * x if self.gradient == "none" else x
+        return straight_through(repeat(value, steps), u < x)

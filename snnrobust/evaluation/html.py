@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from snnrobust import figures
 from snnrobust.evaluation import plots
 from snnrobust.evaluation.plots import Row, chips_of, distinct, eps_text
 from snnrobust.evaluation.report import CLEAN, NULL, WORST, RobustnessReport
@@ -33,8 +34,8 @@ VERDICTS = {
     "masked": "At least one check failed: the attacks were led astray. Their accuracy is no evidence that this model resists.",
 }
 # Each colour of the figures becomes a CSS variable, so that the page can darken them.
-COLOURS = {plots.INK: "ink", plots.MUTED: "muted", plots.GRID: "grid", plots.PAPER: "card"}
-COLOURS |= {colour: f"series-{i}" for i, colour in enumerate(plots.SERIES)}
+COLOURS = {figures.INK: "ink", figures.MUTED: "muted", figures.GRID: "grid", figures.PAPER: "card"}
+COLOURS |= {colour: f"series-{i}" for i, colour in enumerate(figures.SERIES)}
 
 
 def render(results: Mapping[str, Any]) -> str:
@@ -238,7 +239,7 @@ def inline(figure: Figure, text: str, key: str) -> Markup:
     from markupsafe import Markup
 
     drawn = io.StringIO()
-    with plots.style(), warnings.catch_warnings():
+    with figures.style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser draws the text, with its own fonts
         figure.savefig(drawn, format="svg", metadata={"Date": None})
     root = ET.fromstring(drawn.getvalue())

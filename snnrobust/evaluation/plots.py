@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from snnrobust.evaluation.report import CLEAN, NULL, WORST, RobustnessReport
+from snnrobust.figures import GRID, INK, MARKERS, MUTED, PAPER, SERIES, TEXT, style
+from snnrobust.figures import figure as blank
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -24,17 +25,7 @@ Row = Mapping[str, Any]
 Report = RobustnessReport | Mapping[str, Any] | Sequence[Row]
 Images = NDArray[np.float64]
 
-INK, MUTED, GRID, PAPER = "#1f2328", "#6b7280", "#dfe2e6", "#ffffff"
-# After Okabe & Ito and Tol: safe for colour blindness.
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#a87b00", "#56669c")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than colours, so that pairs do not repeat soon
 WIDTH, HEIGHT = 4.0, 2.9  # inches a panel: small, so that its text stays legible on a phone
-TEXT = 11.0
-STYLE: dict[Any, Any] = {
-    "font.size": TEXT, "text.parse_math": False, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED,
-    "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-    "figure.facecolor": PAPER, "axes.facecolor": PAPER, "svg.fonttype": "none", "svg.hashsalt": "snnrobust",
-}  # fmt: skip
 
 
 class Curve(NamedTuple):
@@ -164,7 +155,7 @@ def example_strip(
         raise ValueError(f"no example fits model={model!r}, eps={eps}")
     scale = largest_change(chosen)
     with style():
-        figure = _figure(max(1.2 * len(chosen), 2.4) + 0.4, 4.2)
+        figure = blank(max(1.2 * len(chosen), 2.4) + 0.4, 4.2)
         grid = figure.subplots(3, len(chosen), squeeze=False)
         for column, example in enumerate(chosen):
             for axes, image in zip(grid[:, column], pictures(example, scale), strict=True):
@@ -190,7 +181,7 @@ def training_curves(histories: Mapping[str, Any], *, models: Sequence[str] | Non
     if not chosen:
         raise ValueError("histories must hold at least one model")
     with style():
-        figure = _figure(WIDTH * len(chosen), 3.7)
+        figure = blank(WIDTH * len(chosen), 3.7)
         grid = figure.subplots(2, len(chosen), squeeze=False, sharex="col", height_ratios=(3, 2))
         for (top, bottom), model in zip(grid.T, chosen, strict=True):
             records = getattr(histories[model], "records", histories[model])
@@ -291,30 +282,10 @@ def amplification(scale: float) -> str:
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """Our look on top of matplotlib's defaults, whatever the user's settings are; they come back at the end."""
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        yield
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(count, 3)
     lines = ceil(count / columns)
-    figure = _figure(WIDTH * columns, HEIGHT * lines)
+    figure = blank(WIDTH * columns, HEIGHT * lines)
     grid = figure.subplots(lines, columns, squeeze=False)
     for spare in list(grid.flat)[count:]:
         spare.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
+import torch
 from torch import nn
 
 from snnrobust import checks, quantization
@@ -28,11 +29,21 @@ from snnrobust.experiments.config import AttackSection, ChipSection, Experiment,
 from snnrobust.hardware import BACKENDS, Backend, Chain
 from snnrobust.layers import READOUTS
 from snnrobust.learning_rules import RULES, Trainer
-from snnrobust.models import ARCHITECTURES, ordinary, spiking
+from snnrobust.models import (
+    ARCHITECTURES,
+    NORMS,
+    EarlyExit,
+    Normalise,
+    SpikingClassifier,
+    ordinary,
+    remembers,
+    spiking,
+    truncate,
+)
 from snnrobust.neurons import NEURONS
 from snnrobust.neurons.surrogate import SURROGATES
 
-__all__ = ["LOSSES", "NAMES", "build_attack", "build_backend", "build_model", "build_rule", "rehearse"]
+__all__ = ["LOSSES", "NAMES", "build_attack", "build_backend", "build_model", "build_rule", "finished", "rehearse"]
 
 _REGISTERED = quantization  # its quantizers enter BACKENDS when it is imported
 LOSSES = {"cross_entropy": cross_entropy, "margin": margin}
@@ -42,6 +53,7 @@ NAMES: dict[str, list[str]] = {
     "encoder": list(ENCODERS),
     "neuron": list(NEURONS),
     "surrogate": list(SURROGATES),
+    "norm": list(NORMS),
     "readout": list(READOUTS),
     "learning rule": list(RULES),
     "loss": list(LOSSES),
@@ -54,13 +66,29 @@ NAMES |= {"attack": list(_CRAFTED), "backend": list(_EFFECTS)}
 def build_model(section: ModelSection, shape: Sequence[int], classes: int, seed: int) -> nn.Module:
     """The untrained model, its weights decided by ``seed`` and its name."""
     architecture, where = ARCHITECTURES[section.architecture], f"models.{section.name}"
+    if section.normalise is not None:
+        architecture = (Normalise(section.normalise.mean, section.normalise.std), *architecture)
     with keyed(derive(seed, "weights", section.name)):
-        if section.kind == "ordinary":
+        if section.kind == "ordinary" and not remembers(architecture):
             return ordinary(architecture, shape, classes)
         encoder = make(section.encoder, ENCODERS, f"{where}.encoder")
+        if section.kind == "ordinary":
+            return ordinary(architecture, shape, classes, encoder)
         neuron = make(section.neuron, NEURONS, f"{where}.neuron")
         readout = make(section.readout, READOUTS, f"{where}.readout")
-        return spiking(architecture, shape, classes, encoder, neuron, section.bntt, readout)
+        return spiking(architecture, shape, classes, encoder, neuron, section.norm, readout)
+
+
+def finished(section: ModelSection, model: nn.Module) -> nn.Module:
+    """The model that is judged: the trained one, with fewer time steps or an early exit if the section says so."""
+    if section.truncate is None and section.exit_confidence is None:
+        return model
+    assert isinstance(model, SpikingClassifier)  # only spiking sections have these keys
+    try:
+        model = model if section.truncate is None else truncate(model, section.truncate)
+        return model if section.exit_confidence is None else EarlyExit(model, section.exit_confidence).eval()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"models.{section.name}: {error}") from error
 
 
 def build_rule(section: ModelSection, seed: int) -> Trainer:
@@ -108,9 +136,11 @@ def build_backend(section: ChipSection) -> Backend:
 def rehearse(experiment: Experiment) -> None:
     """Build everything once, small, so that a mistake is found before any work is done."""
     shape, classes = ((1, 8, 8) if experiment.data.name == "digits" else (1, 28, 28)), 10
-    models = {m.name: build_model(m, shape, classes, 0) for m in experiment.models}
+    with torch.device("meta"):  # shapes without weights: a large network costs nothing here
+        models = {m.name: build_model(m, shape, classes, 0) for m in experiment.models}
     for m in experiment.models:
         build_rule(m, 0)
+        finished(m, models[m.name])
         if m.same_weights_as is not None:
             mine, theirs = (
                 {k: v.shape for k, v in models[n].state_dict().items()} for n in (m.name, m.same_weights_as)

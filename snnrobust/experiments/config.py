@@ -14,12 +14,13 @@ from snnrobust import checks
 from snnrobust.data import DATASETS
 from snnrobust.evaluation.report import CLEAN, IDEAL, NULL, WORST
 from snnrobust.experiments.component import Component
-from snnrobust.models import ARCHITECTURES
+from snnrobust.models import ARCHITECTURES, NORMS, remembers
 
 __all__ = ["Experiment", "file_name", "parse", "read"]
 
 Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f/\\]+$")]
 Count = Annotated[int, Field(ge=1)]
+Confidence = Annotated[float, Field(gt=0.0, le=1.0)]
 Eps = Annotated[float, BeforeValidator(lambda value: checks.fraction("eps", value, 0.0, 1.0))]
 
 
@@ -52,6 +53,20 @@ class Training(_Section):
     epochs: Count = 10
 
 
+class Normalisation(_Section):
+    """(x - mean) / std, for all channels alike or one number a channel."""
+
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+
+
 class ModelSection(_Section):
     """A network to be trained; or, with ``same_weights_as``, another's weights behind another encoder."""
 
@@ -60,19 +75,25 @@ class ModelSection(_Section):
     architecture: str = "conv-small"
     encoder: Component = Component(type="Poisson", time_steps=8)  # type: ignore[call-arg]
     neuron: Component = Component(type="LIF")
-    bntt: bool = True
+    norm: str = "BNTT"
+    normalise: Normalisation | None = None  # of the input; by default none
     readout: Component = Component(type="MeanMembrane")
     training: Training = Training()
     same_weights_as: Name | None = None
+    truncate: Count | None = None  # after training, keep only so many time steps
+    exit_confidence: Confidence | None = None  # after training, stop a sample once its running output is so sure
     trap: str | None = None  # why this model's result is false, for a model that is here to show it
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         checks.choice("architecture", self.architecture, ARCHITECTURES)
+        checks.choice("norm", self.norm, NORMS)
         if self.kind == "ordinary":
-            spiking = sorted({"encoder", "neuron", "bntt", "readout", "same_weights_as"} & self.model_fields_set)
-            if spiking:
-                raise ValueError(f"an ordinary network has no {', '.join(spiking)}: remove it, or set kind = 'spiking'")
+            spiking = {"encoder", "neuron", "norm", "readout", "same_weights_as", "truncate", "exit_confidence"}
+            spiking -= {"encoder"} if remembers(ARCHITECTURES[self.architecture]) else set()
+            given = sorted(spiking & self.model_fields_set)
+            if given:
+                raise ValueError(f"an ordinary network has no {', '.join(given)}: remove it, or set kind = 'spiking'")
         return self
 
 
@@ -235,7 +256,7 @@ def _explain(error: Any, content: dict[str, Any]) -> str:
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "data": DataSection, "models": ModelSection, "attacks": AttackSection, "chips": ChipSection, "evaluation": Evaluation,
-    "diagnosis": Diagnosis, "training": Training,
+    "diagnosis": Diagnosis, "training": Training, "normalise": Normalisation,
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from snnrobust.attacks import Attack, BluntGradientWarning, Linf
 from snnrobust.draws import derive, is_stochastic
 from snnrobust.evaluation import RobustnessReport, diagnose, evaluate
 from snnrobust.evaluation.fingerprint import fingerprint
-from snnrobust.experiments.build import build_attack, build_backend, build_model, build_rule
+from snnrobust.experiments.build import build_attack, build_backend, build_model, build_rule, finished
 from snnrobust.experiments.config import Experiment, ModelSection, file_name
 from snnrobust.models import load, save
 from snnrobust.models.checkpoint import write_bytes
@@ -169,15 +169,15 @@ def _train(
     experiment: Experiment, train: TensorDataset, validation: TensorDataset | None, folder: Path, progress: bool
 ) -> tuple[dict[str, nn.Module], dict[str, Any]]:
     shape, classes = train.tensors[0].shape[1:], int(train.tensors[1].max()) + 1
-    models: dict[str, nn.Module] = {}
+    trained: dict[str, nn.Module] = {}
     histories: dict[str, Any] = {}
     for section in sorted(experiment.models, key=lambda m: m.same_weights_as is not None):
         stem = file_name(section.name)
         final, record = folder / f"{stem}.safetensors", folder / f"{stem}.history.json"
         model = build_model(section, shape, classes, experiment.seed)
         if section.same_weights_as is not None:
-            model.load_state_dict(models[section.same_weights_as].state_dict())
-            models[section.name] = model.eval()
+            model.load_state_dict(trained[section.same_weights_as].state_dict())
+            trained[section.name] = model.eval()
             continue
         if not (final.exists() and record.exists()):
             rule, state = build_rule(section, experiment.seed), folder / f"{stem}.training.safetensors"
@@ -188,9 +188,9 @@ def _train(
             )
             _write_json(record, history.records)
             save(model, final)
-        models[section.name] = load(final)
+        trained[section.name] = load(final)
         histories[section.name] = json.loads(record.read_bytes())
-    return {m.name: models[m.name] for m in experiment.models}, histories
+    return {m.name: finished(m, trained[m.name]) for m in experiment.models}, histories
 
 
 def _evaluate(

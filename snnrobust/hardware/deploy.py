@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from snnrobust import checks
 from snnrobust.draws import derive, draws
 from snnrobust.hardware.backend import Array, Backend
-from snnrobust.layers import BNTT, Sequential
+from snnrobust.layers import BNTT, TEBN, Sequential
 from snnrobust.temporal import Temporal
 
 __all__ = ["DeployedLayer", "deploy"]
 
 SYNAPTIC = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-DIGITAL = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, BNTT)
+DIGITAL = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, BNTT, TEBN)
 """Parametric, but computed beside the array."""
 
 

@@ -1,7 +1,14 @@
 """Temporal layers that are not neurons: containers, normalisation, readouts."""
 
 from snnrobust.layers.bntt import BNTT
-from snnrobust.layers.readout import READOUTS, MeanMembrane, MeanOutput, Readout, SpikeCount
+from snnrobust.layers.normalise import Normalise
+from snnrobust.layers.readout import READOUTS, LastOutput, MeanMembrane, MeanOutput, Readout, SpikeCount
+from snnrobust.layers.residual import Concat, OrdinaryConcat, OrdinaryResidual, Residual
 from snnrobust.layers.sequential import Sequential
+from snnrobust.layers.tdbn import TDBN
+from snnrobust.layers.tebn import TEBN
 
-__all__ = ["BNTT", "READOUTS", "MeanMembrane", "MeanOutput", "Readout", "Sequential", "SpikeCount"]
+__all__ = [
+    "BNTT", "READOUTS", "TDBN", "TEBN", "Concat", "LastOutput", "MeanMembrane", "MeanOutput", "Normalise", "OrdinaryConcat",
+    "OrdinaryResidual", "Readout", "Residual", "Sequential", "SpikeCount",
+]  # fmt: skip

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import Self
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnrobust import checks
+from snnrobust.layers.batch_norm import batch_norm, check_features, check_steps
 from snnrobust.temporal import Temporal
 
 __all__ = ["BNTT"]
@@ -56,16 +59,23 @@ class BNTT(Temporal):
         t = state
         if t >= self.time_steps:
             raise ValueError(f"BNTT was made for {self.time_steps} time steps and is asked for step {t + 1}")
-        if x_t.dim() < 2 or x_t.shape[1] != self.features:
-            raise ValueError(f"BNTT expects {self.features} channels in [B, C, ...], got shape {tuple(x_t.shape)}")
-        if self.training:
-            mean, var = self.running_mean[t], self.running_var[t]
-            y = F.batch_norm(x_t, mean, var, self.weight[t], None, True, self.momentum, self.eps)
-        else:  # the same two roundings for any batch size and layout
-            shape = (1, -1) + (1,) * (x_t.dim() - 2)
-            scale = self.weight[t] * (self.running_var[t] + self.eps).rsqrt()
-            y = (x_t - self.running_mean[t].view(shape)) * scale.view(shape)
+        check_features("BNTT", x_t, self.features)
+        mean, var = self.running_mean[t], self.running_var[t]
+        y = batch_norm(x_t, mean, var, self.weight[t], None, self.training, self.momentum, self.eps)
         return y, t + 1
+
+    def truncate(self, steps: int) -> Self:
+        """A copy for the first ``steps`` time steps, with parameters and statistics of its own.
+
+        Raises:
+            ValueError: ``steps`` outside 1..time_steps.
+        """
+        check_steps("BNTT", steps, self.time_steps)
+        short = deepcopy(self)
+        short.time_steps = steps
+        short.weight = nn.Parameter(short.weight.detach()[:steps].clone(), self.weight.requires_grad)
+        short.running_mean, short.running_var = short.running_mean[:steps].clone(), short.running_var[:steps].clone()
+        return short
 
     def extra_repr(self) -> str:
         return f"{self.features}, time_steps={self.time_steps}, eps={self.eps}, momentum={self.momentum}"

@@ -10,7 +10,7 @@ from torch import Tensor
 from snnrobust import checks
 from snnrobust.temporal import State, Temporal
 
-__all__ = ["READOUTS", "MeanMembrane", "MeanOutput", "Readout", "SpikeCount"]
+__all__ = ["READOUTS", "LastOutput", "MeanMembrane", "MeanOutput", "Readout", "SpikeCount"]
 
 
 READOUTS: dict[str, type[Readout]] = {}
@@ -81,3 +81,13 @@ class SpikeCount(Readout):
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         total = state + x_t
         return total, total
+
+
+class LastOutput(Readout):
+    r"""The output of the last time step, :math:`x_T`, for networks that remember, such as ``nn.LSTM``."""
+
+    def initial_state(self, x_t: Tensor) -> None:
+        return None
+
+    def step(self, x_t: Tensor, state: None) -> tuple[Tensor, None]:
+        return x_t, None

@@ -92,6 +92,11 @@ def load(path: str | Path) -> nn.Module:
                 f"{path} is from another architecture: {name} is {_shape(have)} in the file and {_shape(want)} in the model"
             )
     model.load_state_dict(tensors, assign=True)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(
+                f"{path} lacks {name}, a constant that its module does not save: let the module make it with device='cpu'"
+            )
     return model.eval()
 
 

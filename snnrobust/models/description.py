@@ -9,13 +9,25 @@ import dataclasses
 import inspect
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.encoders import ENCODERS
-from snnrobust.layers import BNTT, READOUTS, Sequential
+from snnrobust.layers import (
+    BNTT,
+    READOUTS,
+    TDBN,
+    TEBN,
+    Concat,
+    Normalise,
+    OrdinaryConcat,
+    OrdinaryResidual,
+    Residual,
+    Sequential,
+)
 from snnrobust.models.classifier import SpikingClassifier
-from snnrobust.neurons import NEURONS
+from snnrobust.models.early_exit import EarlyExit
+from snnrobust.neurons import NEURONS, Recurrent
 from snnrobust.neurons.surrogate import SURROGATES, Surrogate
 
 __all__ = ["MODULES", "build", "describe"]
@@ -23,12 +35,20 @@ __all__ = ["MODULES", "build", "describe"]
 _TORCH: tuple[type[nn.Module], ...] = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm,
     nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveAvgPool2d,
-    nn.Flatten, nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Dropout, nn.Dropout2d,
+    nn.Flatten, nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Dropout, nn.Dropout2d, nn.LSTM, nn.GRU, nn.RNN,
+)  # fmt: skip
+_OURS: tuple[type[nn.Module], ...] = (
+    BNTT, TDBN, TEBN, Normalise, Recurrent, Residual, Concat, OrdinaryResidual, OrdinaryConcat, SpikingClassifier, EarlyExit,
 )  # fmt: skip
 
-MODULES: dict[str, type[nn.Module]] = {f"torch.{c.__name__}": c for c in _TORCH} | {"BNTT": BNTT}
+MODULES: dict[str, type[nn.Module]] = {f"torch.{c.__name__}": c for c in _TORCH} | {c.__name__: c for c in _OURS}
 """Classes that a description may name, besides neurons, encoders, readouts and containers. Add your own here: each
-constructor argument must be an attribute of the same name."""
+constructor argument must be an attribute of the same name, or an item of what its method ``arguments()`` returns."""
+
+# The constructors of torch's recurrent layers take *args.
+_RECURRENT = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"]
+_OWN = {nn.LSTM: ["proj_size"], nn.GRU: [], nn.RNN: ["nonlinearity"]}
+_DEEPEST = 1000  # layers of a recurrent module: each costs memory even on the meta device
 
 _CONTAINERS: dict[str, type[nn.Module]] = {"torch.Sequential": nn.Sequential, "Sequential": Sequential}
 
@@ -48,9 +68,6 @@ def describe(module: nn.Module) -> dict[str, Any]:
         raise TypeError(
             "a layer with weights that stands in two places cannot be described: keep its state_dict() yourself"
         )
-    if type(module) is SpikingClassifier:
-        parts = {name: describe(part) for name, part in module.named_children()}
-        return {"type": "SpikingClassifier", **parts}
     for name, kind in _CONTAINERS.items():
         if type(module) is kind:
             return {
@@ -71,16 +88,23 @@ def describe(module: nn.Module) -> dict[str, Any]:
 
 
 def _parameters(kind: type) -> list[str]:
+    if kind in _OWN:
+        return [*_RECURRENT, *_OWN[kind]]
     parameters = inspect.signature(kind).parameters.values()
     return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in ("device", "dtype")]
 
 
 def _value(module: nn.Module, parameter: str) -> Any:
-    if parameter == "bias":
-        return module.bias is not None
-    value = getattr(module, parameter)
+    own: dict[str, Any] = getattr(module, "arguments", dict)()
+    value = own[parameter] if parameter in own else getattr(module, parameter)
+    if parameter == "bias" and not isinstance(value, bool):
+        return value is not None
+    if isinstance(value, nn.Module):
+        return describe(value)
     if isinstance(value, Surrogate):
         return {"type": type(value).__name__, **dataclasses.asdict(value)}
+    if isinstance(value, Tensor):
+        return value.tolist()
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -101,15 +125,13 @@ def _build(description: Any) -> nn.Module:
         raise ValueError(f"a module description must be an object with a type, got {description!r:.80}")
     arguments = {name: value for name, value in description.items() if name != "type"}
     name = description["type"]
-    if name == "SpikingClassifier":
-        return _call(SpikingClassifier, **{part: _build(value) for part, value in arguments.items()})
     if name in _CONTAINERS:
         if arguments.keys() != {"modules"} or not isinstance(arguments["modules"], list):
             raise ValueError(f"{name} in a module description needs a list of modules and nothing else")
         return _call(_CONTAINERS[name], *map(_build, arguments["modules"]))
     classes = _classes()
-    checks.choice("module type", name, [*classes, *_CONTAINERS, "SpikingClassifier"])
-    return _call(classes[name], **{p: _argument(value) for p, value in arguments.items()})
+    checks.choice("module type", name, [*classes, *_CONTAINERS])
+    return _call(classes[name], **{p: _argument(p, value) for p, value in arguments.items()})
 
 
 def _call(kind: type[nn.Module], /, *modules: nn.Module, **arguments: Any) -> nn.Module:
@@ -121,11 +143,15 @@ def _call(kind: type[nn.Module], /, *modules: nn.Module, **arguments: Any) -> nn
         raise ValueError(f"{kind.__name__} in a module description: {error}") from error
 
 
-def _argument(value: Any) -> Any:
-    if isinstance(value, dict):
+def _argument(parameter: str, value: Any) -> Any:
+    if isinstance(value, dict) and (parameter == "surrogate" or str(value.get("type")) in SURROGATES):
         name = checks.choice("surrogate", str(value.get("type")), SURROGATES)
         try:
             return SURROGATES[name](**{k: v for k, v in value.items() if k != "type"})
         except TypeError as error:
             raise ValueError(f"surrogate {name}: {error}") from error
+    if isinstance(value, dict):
+        return _build(value)
+    if parameter == "num_layers" and isinstance(value, int) and value > _DEEPEST:
+        raise ValueError(f"num_layers in a module description must be at most {_DEEPEST}, got {value}")
     return tuple(value) if isinstance(value, list) else value

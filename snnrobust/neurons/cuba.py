@@ -22,7 +22,7 @@ def leaky_integral(x: Tensor, decay: float | Tensor) -> Tensor:
 
     Args:
         x: ``[T, B, *]``.
-        decay: :math:`\alpha` in [0, 1], a number or one per channel; a constant (it gets no gradient).
+        decay: :math:`\alpha` in [0, 1], a number or one per channel. A tensor gets its gradient.
     """
     checks.sequence("x", x)
     if isinstance(decay, Tensor):
@@ -35,13 +35,17 @@ def leaky_integral(x: Tensor, decay: float | Tensor) -> Tensor:
 class _LeakyIntegral(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, decay: float | Tensor) -> Tensor:
-        ctx.decay = decay
-        return _scan(x, decay, reverse=False)
+        out = _scan(x, decay, reverse=False)
+        ctx.number = None if isinstance(decay, Tensor) else decay
+        ctx.save_for_backward(None if ctx.number is not None else decay, out if ctx.needs_input_grad[1] else None)
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _scan(grad, ctx.decay, reverse=True), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        decay, out = ctx.saved_tensors
+        grad_x = _scan(grad, ctx.number if decay is None else decay, reverse=True)
+        return grad_x, None if out is None else (grad_x[1:] * out[:-1]).sum(0).sum_to_size(decay.shape)
 
 
 def _scan(x: Tensor, decay: float | Tensor, reverse: bool) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from snnrobust import checks
-from snnrobust.neurons.neuron import Constant, Membrane, Neuron, Reset, along_channels, check_rule
-from snnrobust.neurons.surrogate import SILENT, ATan, Surrogate
+from snnrobust.neurons.neuron import Constant, Membrane, Neuron, Reset, along_channels, check_rule, silence
+from snnrobust.neurons.surrogate import ATan, Surrogate
 
 __all__ = ["IF", "LIF", "lif"]
 
@@ -42,7 +42,7 @@ def lif(
         refractory: Steps after a spike in which the neuron ignores its input and does not fire.
 
     Returns:
-        Spikes in {0, 1}, shape and dtype of ``x``.
+        Spikes in {0, 1}, shape and dtype of ``x``. A membrane that became NaN does not fire, and gives NaN at the last step.
 
     Raises:
         ValueError: ``decay`` outside [0, 1], ``threshold`` not positive, or ``x`` without a time axis.
@@ -81,16 +81,18 @@ class _LIF(torch.autograd.Function):
         h = torch.empty_like(x)
         s = torch.empty_like(x)
         v = torch.zeros_like(x[0])
-        quiet = torch.full_like(v, SILENT) if refractory else None
+        quiet = silence(v) if refractory else None
         for x_t, h_t, s_t in zip(x.unbind(0), h.unbind(0), s.unbind(0), strict=True):
             torch.mul(v, decay, out=h_t)
             active = None if quiet is None else quiet > refractory
-            h_t.add_(x_t if active is None else x_t * active)  # multiply and add stay apart: step() and a kernel round alike
+            # multiply and add stay apart: step() and a kernel round alike
+            h_t.add_(x_t if active is None else x_t * active)
             torch.ge(h_t, threshold, out=s_t)
             if quiet is not None and active is not None:
                 s_t.mul_(active)
                 quiet = torch.where(s_t > 0, 1.0, quiet + 1.0)
             _reset(h_t, s_t, threshold, hard, out=v)
+        s[-1].masked_fill_(h[-1].isnan(), math.nan)  # NaN never fires, but stays: the last step tells
         values = [p if isinstance(p, Tensor) else None for p in (decay, threshold)]
         ctx.save_for_backward(h, s, *values)
         ctx.constants = decay if values[0] is None else None, threshold if values[1] is None else None
@@ -105,8 +107,8 @@ class _LIF(torch.autograd.Function):
         threshold = ctx.constants[1] if threshold is None else threshold
         hard, surrogate, detach_reset, refractory = ctx.rule
         quiet = _quiet(s) if refractory or surrogate.timed else None
-        slope = surrogate.derivative(quiet if surrogate.timed else h - threshold)
-        active = quiet > refractory if refractory else None
+        slope = surrogate.derivative(h - threshold if quiet is None or not surrogate.timed else quiet.to(h.dtype))
+        active = quiet > refractory if quiet is not None and refractory else None
         if active is not None:
             slope = slope * active
         of_decay, of_threshold = ctx.needs_input_grad[1:3]
@@ -147,7 +149,7 @@ def _reset(h: Tensor, s: Tensor, threshold: float | Tensor, hard: bool, out: Ten
 
 def _quiet(s: Tensor) -> Tensor:
     """Steps since the last spike before each step, ``[T, B, *]``."""
-    quiet, trace = torch.full_like(s[0], SILENT), []
+    quiet, trace = silence(s[0]), []
     for s_t in s.unbind(0):
         trace.append(quiet)
         quiet = torch.where(s_t > 0, 1.0, quiet + 1.0)

@@ -67,8 +67,10 @@ class Neuron(Temporal):
         return state.v  # type: ignore[no-any-return]
 
     def _rest(self, x_t: Tensor) -> Membrane:
+        if not x_t.is_floating_point():
+            raise TypeError(f"x_t must be floating, got {x_t.dtype}: convert with x_t.float()")
         timed = self.refractory > 0 or self.surrogate.timed
-        return Membrane(torch.zeros_like(x_t), torch.full_like(x_t, SILENT) if timed else None)
+        return Membrane(torch.zeros_like(x_t), silence(x_t) if timed else None)
 
     def _fire(self, h: Tensor, threshold: float | Tensor, quiet: Tensor | None) -> tuple[Tensor, Membrane]:
         return fire(h, threshold, quiet, self.reset, self.surrogate, self.detach_reset, self.refractory)
@@ -80,7 +82,9 @@ class Neuron(Temporal):
     def _constant(self, name: str, value: Constant, low: float, high: float, *, positive: bool) -> None:
         """Keep a number as an attribute, one per channel as a buffer."""
         if isinstance(value, int | float | str):
-            setattr(self, name, checks.number(name, value, low, high, exclusive_low=positive, hint=_HINTS.get(name, "")))
+            setattr(
+                self, name, checks.number(name, value, low, high, exclusive_low=positive, hint=_HINTS.get(name, ""))
+            )
         else:
             self.register_buffer(name, channels(name, value, low, high, positive=positive))
 
@@ -123,6 +127,11 @@ def fire(
     return s, Membrane(v, quiet)
 
 
+def silence(x_t: Tensor) -> Tensor:
+    """Steps since the last spike of neurons that have not fired; float32, as bfloat16 cannot count past 256."""
+    return torch.full_like(x_t, SILENT, dtype=torch.float32)
+
+
 _HINTS = {"decay": "use decay=1.0 for integrate-and-fire"}
 
 
@@ -146,15 +155,20 @@ def channels(name: str, value: Constant, low: float, high: float, *, positive: b
         raise ValueError(f"{name} must be a number or one number per channel [C], got {value!r:.80}")
     for number in numbers:
         checks.number(name, number, low, high, exclusive_low=positive, hint=_HINTS.get(name, ""))
-    return torch.tensor(numbers, dtype=value.dtype if isinstance(value, Tensor) else torch.get_default_dtype())
+    given = value.dtype if isinstance(value, Tensor) and value.is_floating_point() else torch.get_default_dtype()
+    return torch.tensor(numbers, dtype=given)
 
 
 def along_channels(name: str, value: float | Tensor, x_t: Tensor) -> float | Tensor:
-    """``value`` as something that broadcasts to ``[B, C, *]``."""
-    if not isinstance(value, Tensor) or value.dim() == 0:
+    """``value`` as something that broadcasts to ``[B, C, *]``, in its dtype so that the state keeps that."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.to(x_t.dtype) if x_t.is_floating_point() else value
+    if value.dim() == 0:
         return value
     if value.dim() != 1 or x_t.dim() < 2 or x_t.shape[1] != len(value):
         raise ValueError(
-            f"{name} has {value.numel()} values, one per channel, which do not fit an input [B, C, ...] of shape {tuple(x_t.shape)}"
+            f"{name} has {value.numel()} values, one per channel, which do not fit"
+            f" an input [B, C, ...] of shape {tuple(x_t.shape)}"
         )
     return value.view(1, -1, *[1] * (x_t.dim() - 2))

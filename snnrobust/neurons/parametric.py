@@ -138,7 +138,10 @@ class LearnableThresholdLIF(Neuron):
 
 
 def _starting(name: str, value: float, features: int | None, high: float) -> Tensor:
-    """``value``, strictly within (0, high), as a scalar or one per channel."""
-    if checks.number(name, value, 0.0, high, exclusive_low=True) >= high:
-        raise ValueError(f"{name} must be below {high:g} to be learnt, got {value}: start at 0.99, say")
-    return torch.full(() if features is None else (checks.count("features", features),), float(value))
+    """``value``, strictly within (0, high) after rounding too, as a scalar or one per channel."""
+    shape = () if features is None else (checks.count("features", features),)
+    checks.number(name, value, 0.0, high, exclusive_low=True)
+    rounded = torch.tensor(value, dtype=torch.get_default_dtype(), device="cpu").item()  # not on the meta device
+    if not 0.0 < rounded < high:
+        raise ValueError(f"{name} must be between 0 and {high:g}, and not round to either, to be learnt, got {value}")
+    return torch.full(shape, rounded)

@@ -156,7 +156,7 @@ class _Spike(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, at: Tensor, surrogate: Surrogate, strict: bool) -> Tensor:
         ctx.save_for_backward(at)
         ctx.surrogate = surrogate
-        return (u > 0 if strict else u >= 0).to(u.dtype)
+        return (u > 0 if strict else u >= 0).to(u.dtype).masked_fill_(u.isnan(), math.nan)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -165,7 +165,7 @@ class _Spike(torch.autograd.Function):
 
 
 def spike(u: Tensor, surrogate: Surrogate, quiet: Tensor | None = None) -> Tensor:
-    r"""Fire where :math:`u \ge 0`; backward uses ``surrogate.derivative``. Shape and dtype of ``u``.
+    r"""Fire where :math:`u \ge 0`; backward uses ``surrogate.derivative``. Shape and dtype of ``u``; NaN stays NaN.
 
     Args:
         u: Membrane potential - threshold.
@@ -174,7 +174,7 @@ def spike(u: Tensor, surrogate: Surrogate, quiet: Tensor | None = None) -> Tenso
     """
     if surrogate.timed and quiet is None:
         raise ValueError(f"{surrogate} needs the time since the last spike: start the stream under this surrogate")
-    at = quiet if surrogate.timed and quiet is not None else u.detach()
+    at = quiet.to(u.dtype) if surrogate.timed and quiet is not None else u.detach()
     return _Spike.apply(u, at, surrogate, False)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -213,7 +213,9 @@ def override(model: nn.Module, surrogate: Surrogate) -> Iterator[nn.Module]:
     if not homes:
         raise ValueError(f"{type(model).__name__} has no surrogate to override: is it a spiking model?")
     if surrogate.timed and any(name != "surrogate" for _, name, _ in homes):
-        raise TypeError(f"{surrogate} needs the time since the last spike, which neurons of other libraries do not give it")
+        raise TypeError(
+            f"{surrogate} needs the time since the last spike, which neurons of other libraries do not give it"
+        )
     # An attribute of the instance hides what is kept as a submodule or on the class, so those stay where they are.
     before = [m.__dict__.get(name, _ABSENT) for m, name, _ in homes]
     try:

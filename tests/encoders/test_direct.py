@@ -1,4 +1,4 @@
-"""Direct coding; its shapes, steps and errors are tested with Poisson's."""
+"""Direct coding; what holds for every encoder is in test_encoder.py."""
 
 from __future__ import annotations
 

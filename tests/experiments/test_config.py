@@ -53,7 +53,7 @@ def test_the_shipped_files_are_valid() -> None:
         ('name = "digits"', "nam = 1", "data.nam", "did you mean 'name'?"),
         ('kind = "ordinary"', 'kind = "ordinray"', "models[1].kind", "'ordinary'"),
         ('kind = "ordinary"', 'architecture = "conv-smal"', "models[1]", "did you mean 'conv-small'?"),
-        ('kind = "ordinary"', 'kind = "ordinary"\nbntt = false', "models[1]", "an ordinary network has no bntt"),
+        ('kind = "ordinary"', 'kind = "ordinary"\nnorm = "none"', "models[1]", "an ordinary network has no norm"),
         ('kind = "ordinary"', 'name2 = "x"', "models[1].name2", "did you mean 'name'?"),
         ("time_steps = 2", "time_step = 2", "models.snn.encoder.time_step", "did you mean 'time_steps'?"),
         ("time_steps = 2", "time_steps = 0", "models.snn.encoder", "time_steps must be at least 1, got 0"),

@@ -22,7 +22,7 @@ MODELS = {
     "ann": lambda: ordinary(ARCHITECTURE, (1, 4, 4), 3),
     "direct": lambda: spiking(ARCHITECTURE, (1, 4, 4), 3, Direct(4), LIVELY),
     "poisson": lambda: spiking(ARCHITECTURE, (1, 4, 4), 3, Poisson(4), LIVELY),
-    "without norm": lambda: spiking(ARCHITECTURE, (1, 4, 4), 3, Poisson(4), LIVELY, bntt=False),
+    "without norm": lambda: spiking(ARCHITECTURE, (1, 4, 4), 3, Poisson(4), LIVELY, norm="none"),
 }
 
 

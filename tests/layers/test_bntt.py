@@ -153,6 +153,52 @@ def test_bad_input(shape, message, training):
         BNTT(2, 3).train(training)(torch.ones(shape))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("training", [True, False])
+def test_truncate_keeps_the_first_steps(steps, training):
+    bntt = BNTT(3, 4, eps=1e-3, momentum=0.3)
+    with torch.no_grad():
+        bntt.weight.copy_(_input(4, 3, seed=1))
+    bntt(_input(4, 8, 3, 2, 2, dtype=torch.float32))
+    bntt.train(training).double()
+    before = {name: value.clone() for name, value in bntt.state_dict().items()}
+    short = bntt.truncate(steps)
+    assert (type(short), short.time_steps, short.eps, short.momentum) == (BNTT, steps, 1e-3, 0.3)
+    assert short.training is training
+    assert {n: tuple(t.shape) for n, t in short.state_dict().items()} == dict.fromkeys(before, (steps, 3))
+    x = _input(steps, 5, 3, 2, 2, seed=2)
+    y = short(x)
+    assert all(torch.equal(before[name], value) for name, value in bntt.state_dict().items())  # nothing is shared
+    assert torch.equal(y, bntt(x))
+    for name, value in short.state_dict().items():  # statistics ran on alike
+        assert torch.equal(value, bntt.state_dict()[name][:steps])
+    with torch.no_grad():
+        short.weight.zero_()
+    assert torch.equal(bntt.weight, before["weight"])
+    with pytest.raises(ValueError, match=f"BNTT was made for {steps} time steps and got a sequence of {steps + 1}"):
+        short(_input(steps + 1, 5, 3))
+
+
+def test_truncate_keeps_what_is_frozen_frozen():
+    bntt = BNTT(3, 4)
+    assert bntt.truncate(2).weight.requires_grad
+    bntt.weight.requires_grad_(False)
+    assert not bntt.truncate(2).weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("steps", "error", "message"),
+    [
+        (0, ValueError, "steps must be at least 1, got 0"),
+        (5, ValueError, "steps must be in 1..4, the time steps that BNTT was made for, got 5"),
+        (2.0, TypeError, "steps must be an integer, got 2.0"),
+    ],
+)
+def test_bad_truncation(steps, error, message):
+    with pytest.raises(error, match=message):
+        BNTT(2, 4).truncate(steps)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

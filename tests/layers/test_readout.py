@@ -7,19 +7,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snnrobust.layers import READOUTS, MeanMembrane, MeanOutput, SpikeCount
+from snnrobust.layers import READOUTS, LastOutput, MeanMembrane, MeanOutput, SpikeCount
 
 
 def _weights(readout, T):
     """logits = sum_t w_t x_t: the closed form of each readout."""
     if isinstance(readout, SpikeCount):
         return [1.0] * T
+    if isinstance(readout, LastOutput):
+        return [0.0] * (T - 1) + [1.0]
     if isinstance(readout, MeanOutput):
         return [1 / T] * T
     return [sum(readout.decay**k for k in range(T - t)) / T for t in range(T)]
 
 
-CASES = [MeanMembrane(), MeanMembrane(0.0), MeanMembrane(0.5), MeanMembrane(1.0), MeanOutput(), SpikeCount()]
+CASES = [
+    MeanMembrane(),
+    MeanMembrane(0.0),
+    MeanMembrane(0.5),
+    MeanMembrane(1.0),
+    MeanOutput(),
+    SpikeCount(),
+    LastOutput(),
+]
 
 
 @pytest.mark.parametrize("readout", CASES, ids=str)
@@ -51,6 +61,7 @@ def test_numbers_by_hand():
     assert MeanMembrane(1.0)(x).item() == (1 + 1 + 3) / 3
     assert MeanOutput()(x).item() == 1.0
     assert SpikeCount()(x).item() == 3.0
+    assert LastOutput()(x).item() == 2.0
     assert MeanMembrane().decay == 0.95
 
 

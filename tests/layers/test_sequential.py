@@ -10,7 +10,7 @@ import torch
 from spikingjelly.activation_based import neuron as jelly
 from torch import nn
 
-from snnrobust.layers import BNTT, MeanOutput, Sequential
+from snnrobust.layers import BNTT, Concat, MeanOutput, OrdinaryConcat, OrdinaryResidual, Residual, Sequential
 from snnrobust.neurons import IF, LIF
 from snnrobust.temporal import Temporal
 
@@ -37,6 +37,18 @@ NETWORKS = {
         (5, 3, 6),
     ),
     "our own inside": (lambda: [nn.Linear(6, 5), Sequential(LIF(0.5), nn.Linear(5, 4)), nn.Tanh()], (5, 3, 6)),
+    "plain branches": (
+        lambda: [OrdinaryResidual(nn.Linear(6, 6)), OrdinaryConcat(nn.Sequential(nn.Linear(6, 5), nn.ReLU())), LIF()],
+        (5, 3, 6),
+    ),
+    "temporal branches": (
+        lambda: [
+            Residual(Sequential(nn.Linear(6, 5), LIF(0.5)), Sequential(nn.Linear(6, 5))),
+            nn.Sequential(Concat(Sequential(LIF(0.7), nn.Linear(5, 2)))),
+            nn.Tanh(),
+        ],
+        (5, 3, 6),
+    ),
     "one step": (lambda: [nn.Linear(6, 4), LIF()], (1, 3, 6)),
     "one sample": (lambda: [nn.Linear(6, 4), LIF(), nn.Linear(4, 2)], (5, 1, 6)),
     "empty": (lambda: [], (5, 3, 6)),
@@ -115,6 +127,20 @@ class Hides(nn.Module):
         (lambda: Hides(LIF()), "Hides is a plain module that holds the temporal LIF"),
         (lambda: Hides(BNTT(2, 3)), "Hides is a plain module that holds the temporal BNTT"),
         (lambda: Hides(Sequential(nn.Linear(2, 2))), "Hides is a plain module that holds the temporal Sequential"),
+        (
+            lambda: Hides(Residual(Sequential(nn.Linear(2, 2)))),
+            "Hides is a plain module that holds the temporal Residual",
+        ),
+        (lambda: OrdinaryResidual(LIF()), "OrdinaryResidual is a plain module that holds the temporal LIF"),
+        (
+            lambda: OrdinaryResidual(nn.Sequential(nn.Linear(2, 2), LIF())),
+            "OrdinaryResidual is a plain module that holds the temporal LIF",
+        ),
+        (
+            lambda: OrdinaryResidual(nn.Identity(), LIF()),
+            "OrdinaryResidual is a plain module that holds the temporal LIF",
+        ),
+        (lambda: OrdinaryConcat(nn.LSTM(2, 2)), "OrdinaryConcat is a plain module that holds the temporal LSTM"),
         (lambda: Hides(nn.LSTM(2, 2)), "Hides is a plain module that holds the temporal LSTM"),
         (lambda: nn.GRUCell(2, 2), "GRUCell is a plain module that holds the temporal GRUCell"),
         (lambda: jelly.IFNode(), "IFNode keeps its state between calls"),

@@ -29,7 +29,7 @@ MODELS = {
     "ann": lambda: ordinary((Dense(32),), (1, 8, 8), 10),
     "dropout": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10)),
     "poisson": lambda: spiking((Conv(4), Pool(), Dense(16)), (1, 8, 8), 10, Poisson(4)),
-    "direct": lambda: spiking((Dense(32),), (1, 8, 8), 10, Direct(4), bntt=False),
+    "direct": lambda: spiking((Dense(32),), (1, 8, 8), 10, Direct(4), norm="none"),
 }
 
 

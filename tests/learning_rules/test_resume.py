@@ -102,7 +102,7 @@ def test_a_finished_training_is_read_and_more_epochs_go_on(tmp_path):
 
 
 def neurons(decay):
-    return lambda: spiking((Dense(8),), (1, 8, 8), 10, Direct(2), LIF(decay=decay), bntt=False)
+    return lambda: spiking((Dense(8),), (1, 8, 8), 10, Direct(2), LIF(decay=decay), norm="none")
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,40 @@ import pytest
 import torch
 from torch import nn
 
-from snnrobust.encoders import ENCODERS, Direct, Poisson
-from snnrobust.layers import BNTT, READOUTS, MeanMembrane, MeanOutput, Sequential, SpikeCount
-from snnrobust.models import SpikingClassifier, build, describe
+from snnrobust.encoders import (
+    ENCODERS,
+    Delta,
+    Direct,
+    Frames,
+    Latency,
+    LevelCrossing,
+    Phase,
+    Poisson,
+    Population,
+    Rows,
+    SignedPoisson,
+)
+from snnrobust.layers import (
+    BNTT,
+    READOUTS,
+    TDBN,
+    TEBN,
+    Concat,
+    LastOutput,
+    MeanMembrane,
+    MeanOutput,
+    Normalise,
+    OrdinaryConcat,
+    OrdinaryResidual,
+    Residual,
+    Sequential,
+    SpikeCount,
+)
+from snnrobust.models import EarlyExit, SpikingClassifier, build, describe
 from snnrobust.models.description import MODULES
-from snnrobust.neurons import IF, LIF, NEURONS
+from snnrobust.neurons import ALIF, IF, LIF, NEURONS, PLIF, CuBaLIF, LearnableThresholdLIF, Recurrent
 from snnrobust.neurons.surrogate import SURROGATES, ATan, FastSigmoid, Sigmoid, Triangle
+from snnrobust.temporal import Temporal
 
 CASES = [
     nn.Linear(3, 2), nn.Linear(3, 2, bias=False),
@@ -26,12 +54,22 @@ CASES = [
     nn.MaxPool1d(3, padding=1), nn.MaxPool2d((2, 3), stride=(1, 2), dilation=2), nn.MaxPool3d(2, return_indices=True),
     nn.AdaptiveAvgPool2d((None, 2)), nn.AdaptiveAvgPool2d(1), nn.Flatten(2, 3), nn.Identity(), nn.ReLU(inplace=True),
     nn.Tanh(), nn.Sigmoid(), nn.Dropout(0.2, inplace=True), nn.Dropout2d(0.3),
-    BNTT(3, 5, eps=1e-2, momentum=0.3),
+    nn.LSTM(3, 4, 2, bias=False, dropout=0.2, proj_size=2), nn.GRU(3, 4, bidirectional=True), nn.RNN(3, 4, nonlinearity="relu"),
+    BNTT(3, 5, eps=1e-2, momentum=0.3), TDBN(3, 0.5, 0.7, 1e-3, 0.2), TEBN(3, 5, 1e-3, 0.2),
+    Normalise((0.1, 0.2, 0.3), (1.0, 2.0, 3.0)), Normalise(0.5, 0.25),
+    Residual(Sequential(nn.Linear(3, 3), LIF())), Residual(Sequential(LIF()), Sequential(nn.Linear(3, 3))),
+    Concat(Sequential(nn.Linear(3, 2))), OrdinaryConcat(nn.Linear(3, 2)),
+    OrdinaryResidual(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Conv2d(3, 4, 1)), OrdinaryResidual(OrdinaryResidual(nn.ReLU())),
     LIF(0.8, 0.6, "hard", Triangle(0.5, 2.0)), LIF(surrogate=FastSigmoid(3.0)), IF(0.7, "hard", ATan(3.0)),
-    IF(surrogate=Sigmoid(2.0)),
-    Direct(3), Poisson(4, gradient="none"),
-    MeanMembrane(0.7), MeanOutput(), SpikeCount(),
+    IF(surrogate=Sigmoid(2.0)), LIF((0.5, 0.9), (0.1, 1 / 3), refractory=2, detach_reset=False),
+    ALIF(0.9, 0.5, torch.tensor([0.1, 0.3]), 0.7), CuBaLIF(), PLIF(0.7, 0.6, features=3, decay_input=True),
+    LearnableThresholdLIF(0.8, 0.3, learn_decay=True), LearnableThresholdLIF(0.8, 0.3, 4),
+    Recurrent(3), Recurrent(4, ALIF(0.5, surrogate=Triangle())),
+    Direct(3), Poisson(4, gradient="none"), SignedPoisson(3, (0.1, 0.2), (0.3, 0.4)), Latency(4), Phase(8), Delta(3),
+    LevelCrossing(3), Population(3, 5), Frames(4), Rows(4),
+    MeanMembrane(0.7), MeanOutput(), SpikeCount(), LastOutput(),
     nn.Sequential(nn.Linear(2, 3), nn.Sequential(), nn.ReLU()), Sequential(nn.Sequential(nn.Linear(2, 3), LIF()), BNTT(3, 2)),
+    EarlyExit(SpikingClassifier(Poisson(2), Sequential(nn.Linear(2, 3)), MeanOutput()).eval(), 0.8),
     SpikingClassifier(Poisson(2), Sequential(nn.Linear(2, 3), LIF()), SpikeCount()),
 ]  # fmt: skip
 
@@ -51,8 +89,40 @@ def test_every_registered_class_has_a_case():
     registered = {*MODULES.values(), *NEURONS.values(), *ENCODERS.values(), *READOUTS.values()}
     ours = {c for c in registered if c.__module__.startswith(("snnrobust.", "torch."))}
     assert ours | {nn.Sequential, Sequential, SpikingClassifier} == {type(case) for case in CASES}
-    surrogates = {type(case.surrogate) for case in CASES if isinstance(case, LIF)}
-    assert surrogates == {s for s in SURROGATES.values() if s.__module__.startswith("snnrobust.")}
+
+
+def test_every_surrogate():
+    for kind in SURROGATES.values():
+        built = build(json.loads(json.dumps(describe(LIF(surrogate=kind())))))
+        assert built.surrogate == kind()
+
+
+@pytest.mark.parametrize("name", ["decay", "threshold"])
+def test_numbers_per_channel_come_back(name):
+    """They are buffers too: a checkpoint restores them to the bit, the description decides their number and range."""
+    values = torch.tensor([0.1, 1 / 3, 0.9])
+    for given in (values, tuple(values.tolist())):
+        neuron = LIF(**{name: given})
+        description = json.loads(json.dumps(describe(Sequential(neuron))))
+        assert torch.equal(getattr(build(description)[0], name), values)
+        with torch.device("meta"):
+            assert build(description)[0].state_dict()[name].shape == (3,)
+
+
+def test_learnt_values_start_where_they_did():
+    neuron = PLIF(0.7)
+    with torch.no_grad():
+        neuron.logit_decay += 1.0
+    assert describe(neuron)["decay"] == 0.7
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_bounded(kind):
+    """A layer costs memory even on the meta device."""
+    description = {"type": f"torch.{kind.__name__}", "input_size": 2, "hidden_size": 2, "num_layers": 10**9}
+    with torch.device("meta"), pytest.raises(ValueError, match=r"num_layers .* must be at most 1000, got 1000000000"):
+        build(description)
+    assert describe(build(description | {"num_layers": 2})) == describe(kind(2, 2, 2))
 
 
 def test_a_description_is_what_a_person_would_write():
@@ -66,13 +136,21 @@ def test_a_description_is_what_a_person_would_write():
                 "threshold": 1.0,
                 "reset": "soft",
                 "surrogate": {"type": "ATan", "alpha": 2.0},
+                "detach_reset": True,
+                "refractory": 0,
             },
         ],
     }
     assert isinstance(build({"type": "LIF"}), LIF)  # what is left out has its default
 
+    classifier = SpikingClassifier(Direct(2), Sequential(Residual(Sequential(IF()))), SpikeCount())
+    described = describe(classifier)
+    assert list(described) == ["type", "encoder", "network", "readout"]
+    residual = described["network"]["modules"][0]
+    assert (residual["type"], residual["body"]["type"], residual["shortcut"]) == ("Residual", "Sequential", None)
 
-class MyLIF(LIF):
+
+class Mine(Temporal):
     """Not registered."""
 
 
@@ -84,13 +162,14 @@ class MyClassifier(SpikingClassifier):
 @pytest.mark.parametrize(
     "module",
     [
-        MyLIF(),
-        Sequential(nn.Linear(2, 2), MyLIF()),
-        nn.Sequential(nn.LSTM(2, 2)),
+        Mine(),
+        Sequential(nn.Linear(2, 2), Mine()),
+        nn.Sequential(nn.LSTMCell(2, 2)),
+        Residual(Mine()),
         nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)),
         MyClassifier(Direct(2), Sequential(nn.Linear(2, 2)), MeanOutput()),
     ],
-    ids=["subclass", "inside", "LSTM", "parametrized", "classifier"],
+    ids=["subclass", "inside", "LSTMCell", "branch", "parametrized", "classifier"],
 )
 def test_unregistered_classes_are_refused(module):
     with pytest.raises(
@@ -102,6 +181,13 @@ def test_unregistered_classes_are_refused(module):
 def test_a_class_can_be_added(monkeypatch):
     monkeypatch.setitem(MODULES, "torch.ELU", nn.ELU)
     assert repr(build(describe(nn.ELU(alpha=0.5)))) == "ELU(alpha=0.5)"
+
+
+def _deep_branches(levels):
+    description = {"type": "LIF"}
+    for _ in range(levels):
+        description = {"type": "Residual", "body": description}
+    return description
 
 
 def _deep(levels):
@@ -120,7 +206,8 @@ def _deep(levels):
         ({"type": ["LIF"]}, "a module description must be an object with a type"),
         ({"type": "LIFF"}, "module type must be one of "),
         ({"type": "os.system"}, "module type must be one of "),
-        ({"type": "LIF", "dekay": 0.9}, "argument of LIF must be one of decay, threshold, reset, surrogate; got 'dekay' (did"),
+        ({"type": "LIF", "dekay": 0.9}, "argument of LIF must be one of decay, threshold, reset, surrogate, detach_reset, "
+         "refractory; got 'dekay' (did"),
         ({"type": "torch.Linear", "in_features": 2}, "Linear in a module description: "),
         ({"type": "torch.Linear", "in_features": 2, "out_features": "x"}, "Linear in a module description: "),
         ({"type": "torch.Linear", "in_features": 2, "out_features": -1}, "Linear in a module description: "),
@@ -137,6 +224,22 @@ def _deep(levels):
         ({"type": "LIF", "surrogate": {"type": "ATan", "beta": 1}}, "surrogate ATan: "),
         ({"type": "LIF", "surrogate": {"type": "ATan", "alpha": -1}}, "ATan.alpha must be in (0, inf], got -1"),
         ({"type": "Poisson", "time_steps": 4, "gradient": "fake"}, "Poisson in a module description: gradient must be one"),
+        ({"type": "Residual"}, "Residual in a module description: "),
+        ({"type": "Residual", "body": {"type": "torch.ReLU"}}, "Residual in a module description: body must be a temporal"),
+        ({"type": "Residual", "body": 3}, "Residual in a module description: body must be a temporal module"),
+        ({"type": "Residual", "body": {"type": "ATan"}}, "Residual in a module description: body must be a temporal module"),
+        ({"type": "Residual", "body": {"type": "Lif"}}, "module type must be one of "),
+        ({"type": "Residual", "body": {}}, "a module description must be an object with a type, got {}"),
+        ({"type": "Residual", "body": {"type": ["LIF"]}}, "a module description must be an object with a type"),
+        ({"type": "Recurrent", "features": 3, "neuron": {"type": "torch.ReLU"}}, "Recurrent in a module description: neuron"),
+        ({"type": "LIF", "surrogate": {"type": "LIF"}}, "surrogate must be one of "),
+        ({"type": "LIF", "surrogate": {"type": ["ATan"]}}, "surrogate must be one of "),
+        ({"type": "LIF", "threshold": [1.0, -1.0]}, "LIF in a module description: threshold must be in (0, inf], got -1.0"),
+        ({"type": "LIF", "threshold": [1.0, "x"]}, "LIF in a module description: threshold must be a number, got 'x'"),
+        ({"type": "torch.LSTM", "input_size": 2, "hidden_size": 2, "args": 3}, "argument of LSTM must be one of"),
+        ({"type": "torch.GRU", "input_size": 2, "hidden_size": 2, "proj_size": 3}, "argument of GRU must be one of"),
+        ({"type": "torch.LSTM", "input_size": 2, "hidden_size": -1}, "LSTM in a module description: "),
+        ({"type": "torch.LSTM", "input_size": 2, "hidden_size": "x"}, "LSTM in a module description: "),
         ({"type": "Sequential"}, "Sequential in a module description needs a list of modules"),
         ({"type": "Sequential", "modules": {}}, "Sequential in a module description needs a list of modules"),
         ({"type": "Sequential", "modules": [], "x": 1}, "Sequential in a module description needs a list of modules and"),
@@ -145,6 +248,7 @@ def _deep(levels):
         ({"type": "SpikingClassifier", "encoder": {"type": "LIF"}, "network": {"type": "LIF"}, "readout": {"type": "LIF"}},
          "SpikingClassifier in a module description: encoder must be a Encoder, got LIF"),
         ({"type": "Sequential", "modules": [describe(CASES[-1])]}, "Sequential in a module description: SpikingClassifier"),
+        (_deep_branches(5000), "the module description is nested too deeply"),
         (_deep(5000), "the module description is nested too deeply"),
     ],
 )  # fmt: skip

@@ -73,6 +73,82 @@ def test_gradient_by_hand(reset):
     assert gradient == expected
 
 
+@pytest.mark.parametrize(
+    ("neuron", "x", "spikes", "potentials"),
+    [
+        # leaks go on, input is ignored: h 1.5, v=.5 | .25 | .125 | .0625+1=1.0625, v=.0625 | .03125
+        (LIF(0.5, refractory=2), [1.5, 4, 4, 1, 0.5], [1, 0, 0, 1, 0], [0.5, 0.25, 0.125, 0.0625, 0.03125]),
+        # what is left above the threshold fires after the period: h 3, v=2 | 2 | 2, v=1 | 1 | 1, v=0
+        (IF(refractory=1), [3, 0, 0, 0, 0], [1, 0, 1, 0, 1], [2, 2, 1, 1, 0]),
+        # h 1.5, v=0 | 0 | .75 | .375+.75=1.125, v=0
+        (LIF(0.5, reset="hard", refractory=1), [1.5, 9, 0.75, 0.75], [1, 0, 0, 1], [0, 0, 0.75, 0]),
+    ],
+)
+def test_refractory_period_and_membrane_by_hand(neuron, x, spikes, potentials):
+    x = torch.tensor(x).float().view(-1, 1, 1)
+    assert neuron(x).flatten().tolist() == spikes
+    assert neuron.membrane(x).flatten().tolist() == potentials
+
+
+def test_values_per_channel_by_hand():
+    """Leaks 0, .5, 1 and thresholds 1, 1, 2. h: (.75, .75, .75) | (.75, 1.125, 1.5) | (.75, .8125, 2.25)."""
+    neuron, x = LIF([0.0, 0.5, 1.0], [1.0, 1.0, 2.0]), torch.full((3, 1, 3, 1), 0.75)
+    assert neuron(x)[:, 0, :, 0].tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert neuron.membrane(x)[:, 0, :, 0].tolist() == [[0.75, 0.75, 0.75], [0.75, 0.125, 1.5], [0.75, 0.8125, 0.25]]
+
+
+@pytest.mark.parametrize(("reset", "expected"), [("soft", 0.5 * (1 - 0.9375)), ("hard", 0.5 * (0 - 0.9375 * 1.25))])
+def test_gradient_of_a_reset_that_is_not_detached_by_hand(reset, expected):
+    """Triangle(1, 4) at h = 1.25 is .9375; dv_1/dh_1 = 1 - .9375 (soft), 0 - .9375 h (hard)."""
+    x = torch.tensor([1.25, 0.0], dtype=torch.float64).view(2, 1, 1)
+    neuron = LIF(0.5, reset=reset, surrogate=Triangle(1.0, 4.0), detach_reset=False)
+    last = 1 - (1 - (0.125 if reset == "soft" else 0.0)) / 4
+    weights = torch.tensor([0.0, 1.0], dtype=torch.float64).view(2, 1, 1)
+    assert _gradient(neuron, x, weights).flatten().tolist() == [last * expected, last]
+
+
+# --- finite differences ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refractory", [0, 2])
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+@pytest.mark.parametrize(
+    ("surrogate", "primitive"),
+    [(ATan(2.0), lambda u: torch.atan(torch.pi * u) / torch.pi), (Sigmoid(3.0), lambda u: torch.sigmoid(3 * u))],
+)
+def test_gradient_is_a_finite_difference_of_the_primitive(surrogate, primitive, reset, refractory):
+    """Given the spikes that reset it, the membrane is smooth in input, leaks and thresholds, and with the surrogate's primitive
+    for a spike so is the output: its numerical derivative is the gradient with the reset detached."""
+    x, weights = _input(7, 2, 3, low=0.0, dtype=torch.float64), _input(7, 2, 3, seed=1, low=-1.0, dtype=torch.float64)
+    decay, threshold = (torch.tensor(v, dtype=torch.float64) for v in ([0.5, 0.8, 1.0], [0.7, 0.9, 1.1]))
+    spikes = lif(x, decay, threshold, reset, surrogate, refractory=refractory)
+    assert spikes.sum() > 6
+
+    def smooth(x, decay, threshold):
+        total, v, since = 0.0, torch.zeros_like(x[0]), torch.full_like(x[0], 99.0)
+        for x_t, s_t, w_t in zip(x, spikes, weights, strict=True):
+            free = since > refractory
+            h = decay * v + torch.where(free, x_t, 0.0)
+            total += (torch.where(free, primitive(h - threshold), 0.0) * w_t).sum()
+            v = h - threshold * s_t if reset == "soft" else h * (1 - s_t)
+            since = torch.where(s_t == 1, 1.0, since + 1)
+        return total
+
+    inputs = [v.requires_grad_() for v in (x, decay, threshold)]
+    total = (lif(*inputs, reset, surrogate, refractory=refractory) * weights).sum()
+    gradients = torch.autograd.grad(total, inputs)
+    with torch.no_grad():
+        for i, (value, gradient) in enumerate(zip(inputs, gradients, strict=True)):
+            for index in range(value.numel()):
+                sides = []
+                for shift in (1e-6, -1e-6):
+                    moved = [v.clone() for v in inputs]
+                    moved[i].view(-1)[index] += shift
+                    sides.append(smooth(*moved))
+                difference = (sides[0] - sides[1]) / 2e-6
+                assert gradient.view(-1)[index].item() == pytest.approx(difference.item(), rel=1e-6, abs=1e-8)
+
+
 # --- a plain loop ---------------------------------------------------------------------------------------------
 
 
@@ -197,24 +273,30 @@ def _jelly(node):
     return forward
 
 
+@pytest.mark.parametrize("detach_reset", [True, False])
 @pytest.mark.parametrize("reset", ["soft", "hard"])
 @pytest.mark.parametrize("tau", [None, 2.0, 4.0], ids=str)  # powers of two: 1 - 1/tau and v - v/tau round alike
 @pytest.mark.parametrize("threshold", [1.0, 0.75])
-def test_equals_spikingjelly(reset, tau, threshold):
+def test_equals_spikingjelly(reset, tau, threshold, detach_reset):
     common = {
         "v_threshold": threshold,
         "v_reset": None if reset == "soft" else 0.0,
         "surrogate_function": JellyATan(2.0),
-        "detach_reset": True,
+        "detach_reset": detach_reset,
         "step_mode": "m",
     }
     theirs = jelly.IFNode(**common) if tau is None else jelly.LIFNode(tau=tau, decay_input=False, **common)
-    ours = LIF(1.0 if tau is None else 1 - 1 / tau, threshold, reset, ATan(2.0))
+    ours = LIF(1.0 if tau is None else 1 - 1 / tau, threshold, reset, ATan(2.0), detach_reset)
     x, weights = _input(20, 8, 30), _input(20, 8, 30, seed=1, low=-1.0)
     spikes = ours(x)
     assert 0.1 < spikes.mean() < 0.9
     assert torch.equal(spikes, _jelly(theirs)(x))
     torch.testing.assert_close(_gradient(ours, x, weights), _gradient(_jelly(theirs), x, weights))
+    if tau is not None:  # by default they scale the input too: h = v + (x - v) / tau
+        scaled = jelly.LIFNode(tau=tau, decay_input=True, **common)
+        assert torch.equal(ours(x), _jelly(scaled)(tau * x))
+        expected = _gradient(_jelly(scaled), tau * x, weights)
+        torch.testing.assert_close(_gradient(ours, x, weights), tau * expected)
 
 
 def _snntorch(node):
@@ -229,27 +311,26 @@ def _snntorch(node):
 
 
 @pytest.mark.parametrize(
-    ("decay", "reset", "options", "gradients"),
+    ("decay", "reset", "options", "detach_reset"),
     [
         # snnTorch resets at the next step by default: u_t = decay * u_{t-1} + x_t - threshold * s_{t-1} (soft), which is
         # ours without leak; decay * (1 - s_{t-1}) * u_{t-1} + x_t (hard), which is ours.
         (1.0, "soft", {"reset_mechanism": "subtract"}, True),
         (0.9, "hard", {"reset_mechanism": "zero"}, True),
         (1.0, "hard", {"reset_mechanism": "zero"}, True),
-        # With reset_delay=False the spikes are ours, but the reset is differentiated.
+        # With reset_delay=False the spikes are ours, and the reset is differentiated.
         (0.9, "soft", {"reset_mechanism": "subtract", "reset_delay": False}, False),
         (0.9, "hard", {"reset_mechanism": "zero", "reset_delay": False}, False),
     ],
 )
-def test_equals_snntorch(decay, reset, options, gradients):
+def test_equals_snntorch(decay, reset, options, detach_reset):
     theirs = _snntorch(snntorch.Leaky(beta=decay, spike_grad=atan(2.0), **options))
-    ours = LIF(decay, 1.0, reset, ATan(2.0))
+    ours = LIF(decay, 1.0, reset, ATan(2.0), detach_reset)
     x, weights = _input(20, 8, 30, high=0.9), _input(20, 8, 30, seed=1, low=-1.0)
     spikes = ours(x)
     assert 0.1 < spikes.mean() < 0.9
     assert torch.equal(spikes, theirs(x))
-    if gradients:
-        torch.testing.assert_close(_gradient(ours, x, weights), _gradient(theirs, x, weights))
+    torch.testing.assert_close(_gradient(ours, x, weights), _gradient(theirs, x, weights))
 
 
 # --- errors ---------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import scipy.stats
 import snntorch
 import snntorch.surrogate
 import spikingjelly.activation_based.neuron
@@ -14,8 +15,22 @@ import torch
 from torch import nn
 
 from snnrobust.layers import Sequential
-from snnrobust.neurons import IF, LIF
-from snnrobust.neurons.surrogate import SURROGATES, ATan, FastSigmoid, Sigmoid, Surrogate, Triangle, override, spike
+from snnrobust.neurons import ALIF, IF, LIF, CuBaLIF
+from snnrobust.neurons.surrogate import (
+    SURROGATES,
+    ATan,
+    Exponential,
+    FastSigmoid,
+    Gaussian,
+    Rectangle,
+    Sigmoid,
+    SpikeTime,
+    StraightThrough,
+    Surrogate,
+    Triangle,
+    override,
+    spike,
+)
 
 jelly, jelly_surrogate = spikingjelly.activation_based.neuron, spikingjelly.activation_based.surrogate
 torch_surrogate = snntorch.surrogate
@@ -31,6 +46,25 @@ FORMULAS = [
     (FastSigmoid(10.0), lambda u: 1 / (1 + 10 * np.abs(u)) ** 2),
     (Sigmoid(), lambda u: 4 * np.exp(-4 * u) / (1 + np.exp(-4 * u)) ** 2),
     (Sigmoid(1.5), lambda u: 1.5 * np.exp(-1.5 * u) / (1 + np.exp(-1.5 * u)) ** 2),
+    (Rectangle(), lambda u: np.where(np.abs(u) <= 0.5, 1.0, 0.0)),
+    (Rectangle(4.0), lambda u: np.where(np.abs(u) <= 2.0, 0.25, 0.0)),
+    (Gaussian(), lambda u: scipy.stats.norm.pdf(u, scale=0.5)),
+    (Gaussian(1.5), lambda u: scipy.stats.norm.pdf(u, scale=1.5)),
+    (Exponential(), lambda u: np.exp(-2 * np.abs(u))),
+    (Exponential(0.3, 4.0), lambda u: 0.3 * np.exp(-4 * np.abs(u))),
+    (StraightThrough(), np.ones_like),
+    (SpikeTime(), lambda dt: 0.3 * np.exp(-0.01 * dt)),
+    (SpikeTime(0.5, 0.035), lambda dt: 0.5 * np.exp(-0.035 * dt)),
+]
+# Area under each as a function of its parameters; a spike is a step of height 1, whose derivative has area 1.
+AREAS = [
+    (ATan(3.0), 1.0),
+    (Triangle(0.8, 0.5), 0.4),
+    (FastSigmoid(10.0), 0.2),
+    (Sigmoid(3.0), 1.0),
+    (Rectangle(0.7), 1.0),
+    (Gaussian(0.7), 1.0),
+    (Exponential(0.6, 3.0), 0.4),
 ]
 
 
@@ -45,12 +79,19 @@ def test_derivative_is_its_formula(surrogate, formula):
     u = torch.tensor(U)
     np.testing.assert_allclose(surrogate.derivative(u).numpy(), formula(U), rtol=1e-12, atol=1e-15)
     assert np.array_equal(u.numpy(), U)  # the membrane is left alone
-    assert torch.equal(_slope(lambda u: 2.0 * spike(u, surrogate), u), 2.0 * surrogate.derivative(u))
+    quiet = u if surrogate.timed else None
+    assert torch.equal(_slope(lambda u: 2.0 * spike(u, surrogate, quiet), u), 2.0 * surrogate.derivative(u))
     assert surrogate.derivative(u.float()).dtype == torch.float32
 
 
 def test_every_surrogate_has_a_formula():
     assert {type(s).__name__ for s, _ in FORMULAS} == {n for n, s in SURROGATES.items() if "snnrobust" in s.__module__}
+
+
+@pytest.mark.parametrize(("surrogate", "area"), AREAS, ids=lambda v: str(v) if isinstance(v, Surrogate) else "")
+def test_area(surrogate, area):
+    u = torch.linspace(-2000, 2000, 8_000_001, dtype=torch.float64)
+    assert torch.trapezoid(surrogate.derivative(u), u).item() == pytest.approx(area, rel=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +104,8 @@ def test_every_surrogate_has_a_formula():
         (Triangle(2.0, 0.5), jelly_surrogate.PiecewiseQuadratic(2.0)),
         (FastSigmoid(1.0), jelly_surrogate.SuperSpike(1.0)),
         (FastSigmoid(25.0), torch_surrogate.fast_sigmoid(25.0)),
+        (Rectangle(0.5), jelly_surrogate.Rect(2.0)),
+        (StraightThrough(), torch_surrogate.straight_through_estimator()),
     ],
 )
 def test_derivative_equals_other_libraries(ours, theirs):
@@ -77,7 +120,7 @@ def test_spike_fires_at_zero():
     assert s.dtype == torch.float64
 
 
-@pytest.mark.parametrize("kind", [ATan, Triangle, FastSigmoid, Sigmoid])
+@pytest.mark.parametrize("kind", [ATan, Triangle, FastSigmoid, Sigmoid, Rectangle, Gaussian, Exponential, SpikeTime])
 def test_parameters_are_checked_and_frozen(kind):
     for value in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=rf"{kind.__name__}\.\w+ must be in \(0, inf\], got {value}"):
@@ -88,6 +131,68 @@ def test_parameters_are_checked_and_frozen(kind):
         setattr(kind(), dataclasses.fields(kind)[0].name, 3.0)
     assert kind(1.5) == kind(1.5)
     assert kind(1.5) != kind(1.25)
+
+
+def test_every_parameter_is_checked():
+    for make in (lambda: Triangle(1.0, 0.0), lambda: Exponential(1.0, -1.0), lambda: SpikeTime(1.0, 0.0)):
+        with pytest.raises(ValueError, match=r"\.(width|beta) must be in \(0, inf\]"):
+            make()
+
+
+# --- time since the last spike --------------------------------------------------------------------------------
+
+
+def test_spike_time_by_hand():
+    """Without leak and memory h = x. Steps since the last spike: 1000 | 1001 | 1 | 2 | 3 | 1; of a silent neuron 1000 to 1005."""
+    x = torch.tensor([[0.5, 1.0, -8.0, 0.9, 1.0, 0.0], [0.9] * 6], dtype=torch.float64).T[:, None]
+    half_life = SpikeTime(0.5, float(np.log(2)))
+    neuron = LIF(0.0, surrogate=half_life)
+    assert neuron(x)[:, 0].T.tolist() == [[0, 1, 0, 0, 1, 0], [0] * 6]
+    expected = 0.5 * 0.5 ** np.array([[1000, 1001, 1, 2, 3, 1], range(1000, 1006)])
+    np.testing.assert_allclose(_slope(neuron, x)[:, 0].T, expected, rtol=1e-10)
+
+
+def test_a_neuron_that_never_fired_passes_what_the_paper_says():
+    """alpha * exp(-10) of a last spike at step -1000."""
+    gradient = _slope(IF(surrogate=SpikeTime()), torch.zeros(1, 1, 1, dtype=torch.float64))
+    assert gradient.item() == pytest.approx(0.3 * np.exp(-10), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [LIF, ALIF, CuBaLIF])
+def test_override_with_spike_time_is_the_neuron_built_with_it(kind):
+    x = torch.rand(12, 2, 4, generator=torch.Generator().manual_seed(0)) * 1.5
+    lent, built = Sequential(kind(surrogate=ATan())), Sequential(kind(surrogate=SpikeTime()))
+    expected = _slope(built, x)
+    assert not torch.allclose(_slope(lent, x), expected, atol=1e-2)
+    with override(lent, SpikeTime()):
+        assert torch.equal(lent(x), built(x))
+        assert torch.equal(_slope(lent, x), expected)
+    assert not torch.allclose(_slope(lent, x), expected, atol=1e-2)
+
+
+def test_a_stream_begun_under_another_surrogate_cannot_become_timed():
+    neuron, x_t = LIF(0.5), torch.ones(1, 2)
+    state = neuron.initial_state(x_t)
+    _, state = neuron.step(x_t, state)
+    message = r"SpikeTime\(.*\) needs the time since the last spike: start the stream under this surrogate"
+    with override(neuron, SpikeTime()), pytest.raises(ValueError, match=message):
+        neuron.step(x_t, state)
+    timed = LIF(0.5, surrogate=SpikeTime())
+    _, state = timed.step(x_t, timed.initial_state(x_t))
+    with override(timed, ATan()):  # the other way round it keeps the time, unused
+        _, state = timed.step(x_t, state)
+    assert state.quiet.tolist() == [[1.0, 1.0]]
+
+
+def test_neurons_of_other_libraries_have_no_time():
+    for foreign, home in ((Jelly(), "surrogate_function"), (Torch(), "spike_grad")):
+        model = nn.ModuleList([LIF(), foreign])
+        before = getattr(foreign.node, home)
+        message = "needs the time since the last spike, which neurons of other libraries do not give it"
+        with pytest.raises(TypeError, match=message), override(model, SpikeTime()):
+            pass
+        assert getattr(foreign.node, home) is before
+        assert model[0].surrogate == ATan()
 
 
 # --- override -------------------------------------------------------------------------------------------------

@@ -1,0 +1,265 @@
+"""Run a model once and count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snnrobust import checks
+from snnrobust.draws import evaluating
+from snnrobust.encoders import Encoder
+from snnrobust.energy.fan_out import Product, fan_out
+from snnrobust.energy.operations import LayerOperations, NeuronUpdates, Operations, joint_magnitude
+from snnrobust.hardware.deploy import DIGITAL, SYNAPTIC, DeployedLayer, _WithoutTime
+from snnrobust.neurons import Neuron, Recurrent
+from snnrobust.temporal import Temporal
+
+__all__ = ["count_operations"]
+
+_CHUNK = 1 << 22  # inputs a chunk, so that their float64 copy stays small
+
+
+def count_operations(model: nn.Module, x: Tensor) -> Operations:
+    r"""The operations of ``model`` for the batch ``x``, for each synaptic layer, time step and sample.
+
+    .. math:: \text{events} = \sum_{i:\, x_i \ne 0} f_i
+
+    with :math:`f_i` the synapses of input i (see :func:`~snnrobust.energy.fan_out.fan_out`). An event is an accumulate (AC)
+    in a layer whose inputs in this batch are zero or of a single magnitude, else a multiply-accumulate (MAC): a convolution
+    after average pooling makes MACs.
+
+    Counted are ``nn.Linear``, ``nn.Conv*``, ``nn.LSTM/GRU/RNN`` and deployed layers (by their input before ``drive``), each at
+    every step: see :meth:`Operations.hoisted`. Not counted are biases, normalisation (after a synaptic layer it folds into the
+    weights, BNTT into those of each step), pooling, sums of branches and the gates of recurrent layers.
+    The model runs once, in eval mode, under the draws of its context; its modes are restored.
+
+    Args:
+        model: A classifier; T is its encoder's. An ordinary network counts as one step. Or a temporal module, T from ``x``.
+        x: A batch ``[B, *]``, or ``[T, B, *]`` for a temporal module.
+
+    Raises:
+        TypeError: a layer with weights whose operations are not known.
+        ValueError: no synaptic layer ran, or one sees a batch that is not made of B samples at one or at all steps.
+    """
+    checks.module("model", model)
+    if isinstance(model, Temporal):
+        checks.sequence("x", x)
+    checks.pixels("x", x, bounds=(-math.inf, math.inf))
+    steps, batch = _time(model, x)
+    layers = {name: _Layer(name, m, steps, batch) for name, m in _synaptic(model)}
+    neurons = {name: _Neurons(name, m, steps, batch) for name, m in _spiking(model)}
+    tallies: list[_Layer | _Neurons] = [*layers.values(), *neurons.values()]
+    order: dict[str, None] = {}
+    with torch.no_grad(), evaluating(model), ExitStack() as hooks:
+        for tally in tallies:
+            handle = tally.module.register_forward_hook(partial(_seen, tally, order), with_kwargs=True)
+            hooks.callback(handle.remove)
+        model(x)
+    counted = [layers[name].result() for name in order if name in layers]
+    if not counted:
+        raise ValueError(
+            "no synaptic layer of the model ran: nn.Linear, nn.Conv* and nn.LSTM/GRU/RNN modules are counted, not functions"
+        )
+    updated = [neurons[name].result() for name in order if name in neurons]
+    if neurons and not updated:
+        raise ValueError(
+            "the model only stepped its neurons, as a stream or an early exit does: "
+            "count the classifier itself and take upto(the steps of each sample)"
+        )
+    return Operations(batch, steps, tuple(counted), tuple(updated))
+
+
+def _time(model: nn.Module, x: Tensor) -> tuple[int, int]:
+    """Steps and samples of a forward pass."""
+    if isinstance(model, Temporal):
+        return x.shape[0], x.shape[1]
+    found = {m.time_steps for m in model.modules() if isinstance(m, Encoder)}
+    if len(found) > 1:
+        raise ValueError(f"the model holds encoders of {sorted(found)} time steps: count each part on its own")
+    return next(iter(found), 1), x.shape[0]
+
+
+def _synaptic(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The layers to count. A layer that would be missed is an error."""
+    inside = {id(m.layer) for m in model.modules() if isinstance(m, _WithoutTime)}
+    for name, module in model.named_modules():
+        where = f"{name or 'the model'} ({type(module).__name__})"
+        if isinstance(module, DeployedLayer | _WithoutTime):
+            if id(module) not in inside:
+                yield name, module
+        elif isinstance(module, nn.RNNBase):
+            if module.bidirectional or module.proj_size:
+                raise TypeError(f"{where} is bidirectional or has a projection, which is not counted: use one without")
+            _refuse_own_forward(module, where, (nn.LSTM, nn.GRU, nn.RNN))
+            yield name, module
+        elif isinstance(module, SYNAPTIC):
+            _refuse_own_forward(module, where, SYNAPTIC)
+            yield name, module
+        elif not isinstance(module, (*DIGITAL, Neuron)) and any(p.dim() > 1 for p in module.parameters(recurse=False)):
+            raise TypeError(
+                f"{where} has weights, but its operations are not known: "
+                "nn.Linear, nn.Conv1d/2d/3d and nn.LSTM/GRU/RNN are counted"
+            )
+
+
+def _refuse_own_forward(module: nn.Module, where: str, kinds: Sequence[type[nn.Module]]) -> None:
+    if type(module).forward not in {kind.forward for kind in kinds}:
+        raise TypeError(f"{where} has a forward of its own, so its operations are not known: use the plain layer")
+
+
+def _spiking(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        if isinstance(module, Neuron | Recurrent):  # that inside Recurrent is only stepped
+            yield name, module
+
+
+def _seen(
+    tally: _Layer | _Neurons,
+    order: dict[str, None],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+) -> None:
+    order[tally.name] = None
+    given = [*args, *kwargs.values()]
+    if len(given) > 1 and any(value is not None for value in given[1:]):
+        raise ValueError(f"{tally.name} ({type(module).__name__}) got an initial state: only the zero state is counted")
+    tally.see(given[0], output)
+
+
+class _Layer:
+    """Counts of one synaptic layer over the calls of a forward pass."""
+
+    def __init__(self, name: str, module: nn.Module, steps: int, batch: int) -> None:
+        self.name, self.module, self.steps, self.batch = name, module, steps, batch
+        self.dense, self.events, self.inputs, self.nonzero = torch.zeros(4, steps, batch, dtype=torch.int64).unbind(0)
+        self.magnitude: float | None = 0.0
+        self.calls, self.constant = 0, not isinstance(module, nn.RNNBase)
+
+    def see(self, x: Tensor, y: Tensor | tuple[Tensor, Any]) -> None:
+        if isinstance(self.module, nn.RNNBase):
+            assert isinstance(y, tuple)
+            self._recurrent(self.module, x, y[0])
+        else:
+            assert isinstance(y, Tensor)
+            start, x = self._unfold(x)
+            _, y = self._unfold(y)
+            product, weight = _product(self.module)
+            self._add(start, x, fan_out(product, weight, x.shape[2:]), math.prod(y.shape[2:]) * weight[0].numel())
+            self.shapes = tuple(x.shape[2:]), tuple(y.shape[2:])
+            self.constant &= len(x) == self.steps > 1 and all(torch.equal(x_t, x[0]) for x_t in x[1:])
+        self.calls += 1
+
+    def _unfold(self, x: Tensor) -> tuple[int, Tensor]:
+        """The first step and ``[steps, B, *]`` of what a layer saw: all steps folded into the batch, or one of them."""
+        if isinstance(self.module, DeployedLayer) and x.shape[:2] == (self.steps, self.batch):
+            return 0, x
+        if self.steps > 1 and len(x) == self.steps * self.batch:
+            return 0, x.unflatten(0, (self.steps, self.batch))
+        if len(x) != self.batch or self.calls >= self.steps > 1:
+            raise ValueError(
+                f"{self.name} ({type(self.module).__name__}) saw {tuple(x.shape)} at its call {self.calls + 1}, but the model "
+                f"has T = {self.steps} steps of B = {self.batch} samples: it must see [T * B, ...] or, T times, [B, ...]"
+            )
+        return self.calls % self.steps, x[None]
+
+    def _recurrent(self, rnn: nn.RNNBase, x: Tensor, y: Tensor) -> None:
+        """Each layer multiplies its input and its own last output with the weights of all gates."""
+        if not isinstance(x, Tensor) or x.dim() != 3:
+            raise ValueError(
+                f"{self.name} ({type(rnn).__name__}) must get a batch of sequences of rank 3 to be counted"
+            )
+        if rnn.batch_first:
+            x, y = x.transpose(0, 1), y.transpose(0, 1)
+        if x.shape[1] != self.batch or len(x) != self.steps > 1:
+            raise ValueError(
+                f"{self.name} ({type(rnn).__name__}) saw {len(x)} steps of {x.shape[1]} samples, but the model has "
+                f"T = {self.steps} of B = {self.batch}"
+            )
+        for sequence, weight in _recurrent_products(rnn, x):
+            synapses = torch.full(sequence.shape[2:], len(weight), device=x.device)
+            if self.steps == 1:  # an ordinary network: the whole sequence counts as its one step
+                sequence, synapses = sequence.transpose(0, 1)[None], synapses.expand(len(x), -1)
+            self._add(0, sequence, synapses, weight.numel() * len(x) // self.steps)
+        self.shapes = tuple(x.shape[2:]), tuple(y.shape[2:])
+
+    def _add(self, start: int, x: Tensor, synapses: Tensor, dense: int) -> None:
+        if x.isnan().any():
+            raise ValueError(
+                f"{self.name} ({type(self.module).__name__}) saw NaN inputs: repair the model or its input"
+            )
+        part = slice(start, start + len(x))
+        self.dense[part] += dense
+        self.inputs[part] += synapses.numel()
+        counts = torch.stack([torch.ones_like(synapses), synapses]).flatten(1).double()  # exact: below 2**53
+        rows = x.flatten(0, 1).flatten(1)
+        nonzero = torch.cat([(r != 0).double() @ counts.T for r in rows.split(max(1, _CHUNK // rows.shape[1]))])
+        nonzero, events = nonzero.long().cpu().unflatten(0, (len(x), self.batch)).unbind(-1)
+        self.nonzero[part] += nonzero
+        self.events[part] += events
+        self.magnitude = joint_magnitude(self.magnitude, _magnitude(x))
+
+    def result(self) -> LayerOperations:
+        kind = DeployedLayer if isinstance(self.module, _WithoutTime) else type(self.module)
+        return LayerOperations(
+            self.name, kind.__name__, *self.shapes, self.magnitude, self.constant,
+            self.dense, self.events, self.inputs, self.nonzero,
+        )  # fmt: skip
+
+
+class _Neurons:
+    """Updates of one layer of neurons."""
+
+    def __init__(self, name: str, module: nn.Module, steps: int, batch: int) -> None:
+        self.name, self.module = name, module
+        self.count = torch.zeros(steps, batch, dtype=torch.int64)
+        self.shape: tuple[int, ...] = ()
+
+    def see(self, x: Tensor, y: Tensor) -> None:
+        self.shape = tuple(y.shape[2:])
+        if y.shape[:2] != self.count.shape:
+            raise ValueError(
+                f"{self.name} ({type(self.module).__name__}) saw {len(y)} steps of {y.shape[1]} samples, but the model has "
+                f"T = {self.count.shape[0]} of B = {self.count.shape[1]}"
+            )
+        self.count += math.prod(self.shape)
+
+    def result(self) -> NeuronUpdates:
+        return NeuronUpdates(self.name, type(self.module).__name__, self.shape, self.count)
+
+
+def _product(module: nn.Module) -> tuple[Product, Tensor]:
+    if isinstance(module, _WithoutTime):
+        module = module.layer
+    if isinstance(module, DeployedLayer):
+        return module.array.operation, module.array.weight
+    assert isinstance(module, SYNAPTIC)
+    return F.linear if isinstance(module, nn.Linear) else module._conv_forward, module.weight
+
+
+def _recurrent_products(rnn: nn.RNNBase, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs ``[L, B, F]`` and weights of both products of each layer, for a sequence from the zero state."""
+    for layer in range(rnn.num_layers):
+        weights: Sequence[Tensor] = [getattr(rnn, name) for name in rnn._all_weights[layer]]
+        h = x.new_zeros(1, x.shape[1], rnn.hidden_size)
+        function = getattr(torch, rnn.mode.lower())  # lstm, gru, rnn_tanh, rnn_relu
+        state = (h, h) if rnn.mode == "LSTM" else h
+        y: Tensor = function(x, state, weights, rnn.bias, 1, 0.0, False, False, False)[0]
+        yield x, weights[0]
+        yield torch.cat([h, y[:-1]]), weights[1]
+        x = y
+
+
+def _magnitude(x: Tensor) -> float | None:
+    """The only nonzero magnitude in ``x``; 0 if there is none, None if there are several."""
+    a = x.abs()
+    largest = a.max()
+    return float(largest) if bool(((a == 0) | (a == largest)).all()) else None

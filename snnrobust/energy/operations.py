@@ -1,0 +1,279 @@
+"""What a network executes, layer by layer and step by step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from snnrobust import checks
+
+__all__ = ["LayerOperations", "NeuronUpdates", "Operations"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerOperations:
+    """Operations of one synaptic layer. The four counts are int64 ``[T, n]``, for each step and sample.
+
+    Attributes:
+        name, type: As in ``model.named_modules()``.
+        input_shape, output_shape: Of one sample at one step.
+        magnitude: The only nonzero magnitude that the inputs take; 0 if all were zero, None if they take several.
+        constant: Whether the input is the same at every step, as that of the first layer under ``Direct``.
+        dense: Multiplications of the whole product, padding included, as a device that ignores zeros executes them.
+        events: Synapses that nonzero inputs reach, padding excluded: what an event-driven device executes.
+        inputs, nonzero: Number of inputs, and how many of them were not zero.
+    """
+
+    name: str
+    type: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    magnitude: float | None
+    constant: bool
+    dense: Tensor
+    events: Tensor
+    inputs: Tensor
+    nonzero: Tensor
+
+    @property
+    def kind(self) -> Literal["AC", "MAC"]:
+        """``"AC"`` where an event only adds a weight: the inputs are zero or of one magnitude, with either sign."""
+        return "MAC" if self.magnitude is None else "AC"
+
+    @property
+    def dense_mac(self) -> Tensor:
+        """Dense multiply-accumulates at each step, ``[T]``, mean over samples."""
+        return self.dense.double().mean(1)
+
+    @property
+    def mac(self) -> Tensor:
+        """Event-driven multiply-accumulates at each step, ``[T]``, mean over samples; 0 in an ``"AC"`` layer."""
+        return self.events.double().mean(1) * (self.kind == "MAC")
+
+    @property
+    def ac(self) -> Tensor:
+        """Event-driven accumulates at each step, ``[T]``, mean over samples; 0 in a ``"MAC"`` layer."""
+        return self.events.double().mean(1) * (self.kind == "AC")
+
+    @property
+    def rate(self) -> Tensor:
+        """Share of nonzero inputs at each step, ``[T]``; 0 where nothing ran."""
+        return self.nonzero.sum(1).double() / self.inputs.sum(1).clamp(min=1)
+
+    def _counts(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(
+            self,
+            dense=change(self.dense),
+            events=change(self.events),
+            inputs=change(self.inputs),
+            nonzero=change(self.nonzero),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronUpdates:
+    """State updates of one layer of spiking neurons.
+
+    Attributes:
+        name, type: As in ``model.named_modules()``.
+        shape: Of one sample at one step.
+        count: Neurons updated, int64 ``[T, n]``, for each step and sample.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    count: Tensor
+
+    @property
+    def updates(self) -> Tensor:
+        """Updates at each step, ``[T]``, mean over samples."""
+        return self.count.double().mean(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Operations:
+    """Operations of a network; totals are means over ``samples``, summed over layers and steps.
+
+    Attributes:
+        samples, time_steps: n and T. An ordinary network has T = 1.
+        layers: The synaptic layers, in order of execution.
+        neurons: The layers of spiking neurons, in order of execution.
+    """
+
+    samples: int
+    time_steps: int
+    layers: tuple[LayerOperations, ...]
+    neurons: tuple[NeuronUpdates, ...]
+
+    @property
+    def dense_mac(self) -> float:
+        """Multiply-accumulates per sample on a device that ignores zeros."""
+        return float(sum(layer.dense_mac.sum() for layer in self.layers))
+
+    @property
+    def mac(self) -> float:
+        """Multiply-accumulates per sample on an event-driven device."""
+        return float(sum(layer.mac.sum() for layer in self.layers))
+
+    @property
+    def ac(self) -> float:
+        """Accumulates per sample on an event-driven device."""
+        return float(sum(layer.ac.sum() for layer in self.layers))
+
+    @property
+    def updates(self) -> float:
+        """Neuron updates per sample."""
+        return float(sum(neuron.updates.sum() for neuron in self.neurons))
+
+    def upto(self, steps: int | Tensor) -> Self:
+        """Operations of the first ``steps`` steps: one number for all, or int64 ``[n]``, the exit step of each sample.
+
+        Raises:
+            ValueError: a number of steps outside 1..T, or other than one for each sample.
+        """
+        if isinstance(steps, Tensor):
+            if steps.dtype != torch.int64 or steps.shape != (self.samples,):
+                raise ValueError(
+                    f"steps must be an integer or int64 [{self.samples}], one for each sample, "
+                    f"got {steps.dtype} of shape {tuple(steps.shape)}"
+                )
+            low, high = int(steps.min()), int(steps.max())
+        else:
+            low = high = checks.count("steps", steps)
+        if not (low >= 1 and high <= self.time_steps):
+            raise ValueError(f"steps must be within 1..{self.time_steps}, the steps that ran, got {low}..{high}")
+        if not isinstance(steps, Tensor):
+            return self._counts(lambda count: count[:steps], time_steps=steps)
+        runs = torch.arange(self.time_steps)[:, None] < steps.cpu()
+        return self._counts(lambda count: count * runs)
+
+    def hoisted(self) -> Self:
+        """The same on a device that keeps the product of an input that does not change: ``constant`` layers run at the first
+        step only."""
+        first = (torch.arange(self.time_steps) == 0)[:, None]
+        layers = (layer._counts(lambda count: count * first) if layer.constant else layer for layer in self.layers)
+        return replace(self, layers=tuple(layers))
+
+    @classmethod
+    def join(cls, batches: Iterable[Operations]) -> Self:
+        """The operations of several batches through one model, samples one after the other.
+
+        Raises:
+            ValueError: no batch, or batches of different networks or numbers of steps.
+        """
+        batches = list(batches)
+        if not batches:
+            raise ValueError("batches must hold at least one Operations")
+        if len({_structure(batch) for batch in batches}) > 1:
+            raise ValueError("batches must come from one model: their layers, shapes or time steps differ")
+        layers = [_join_layer(parts) for parts in zip(*(batch.layers for batch in batches), strict=True)]
+        neurons = [
+            replace(parts[0], count=torch.cat([part.count for part in parts], 1))
+            for parts in zip(*(batch.neurons for batch in batches), strict=True)
+        ]
+        return cls(sum(batch.samples for batch in batches), batches[0].time_steps, tuple(layers), tuple(neurons))
+
+    def table(self) -> str:
+        """A line for each synaptic layer, summed over steps, and the totals."""
+        heading = ("layer", "type", "kind", "input", "output", "nonzero", "dense MAC", "MAC", "AC")
+        lines: list[tuple[str, ...]] = [heading]
+        for layer in self.layers:
+            share = float(layer.nonzero.sum()) / max(int(layer.inputs.sum()), 1)
+            lines.append(
+                (
+                    layer.name or "(model)", layer.type, layer.kind, _shape(layer.input_shape), _shape(layer.output_shape),
+                    f"{100 * share:.1f} %", *(_number(float(c.sum())) for c in (layer.dense_mac, layer.mac, layer.ac)),
+                )
+            )  # fmt: skip
+        total = ("", "", "", "", "", *map(_number, (self.dense_mac, self.mac, self.ac)))
+        lines.append(("all layers", *total))
+        widths = [max(len(line[i]) for line in lines) for i in range(len(heading))]
+        text = [
+            "  ".join(
+                cell.rjust(w) if i > 4 else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in lines
+        ]
+        rule = "-" * len(text[0])
+        constant = [layer.name for layer in self.layers if layer.constant]
+        caption = [
+            f"per sample, mean of {self.samples}, T = {self.time_steps}; neuron updates: {_number(self.updates)}"
+        ]
+        if constant:
+            caption.append(f"same input at every step, hoisted() counts it once: {', '.join(constant)}")
+        return "\n".join(line.rstrip() for line in [text[0], rule, *text[1:-1], rule, text[-1], *caption])
+
+    def to_json(self) -> dict[str, Any]:
+        """Means over samples; counts by layer and step."""
+        return {
+            "samples": self.samples, "time_steps": self.time_steps,
+            "dense_mac": self.dense_mac, "mac": self.mac, "ac": self.ac, "updates": self.updates,
+            "layers": [
+                {
+                    "name": layer.name, "type": layer.type, "kind": layer.kind, "magnitude": layer.magnitude,
+                    "constant": layer.constant, "input_shape": layer.input_shape, "output_shape": layer.output_shape,
+                    "dense_mac": layer.dense_mac.tolist(), "mac": layer.mac.tolist(), "ac": layer.ac.tolist(),
+                    "rate": layer.rate.tolist(),
+                }
+                for layer in self.layers
+            ],
+            "neurons": [
+                {"name": n.name, "type": n.type, "shape": n.shape, "updates": n.updates.tolist()} for n in self.neurons
+            ],
+        }  # fmt: skip
+
+    def save(self, path: str | Path) -> None:
+        """Write :meth:`to_json` to ``path``, atomically."""
+        from snnrobust.models.checkpoint import write_bytes  # models may import this package
+
+        write_bytes(Path(path), json.dumps(self.to_json(), indent=1).encode())
+
+    def _counts(self, change: Callable[[Tensor], Tensor], time_steps: int | None = None) -> Self:
+        return replace(
+            self,
+            time_steps=self.time_steps if time_steps is None else time_steps,
+            layers=tuple(layer._counts(change) for layer in self.layers),
+            neurons=tuple(replace(neuron, count=change(neuron.count)) for neuron in self.neurons),
+        )
+
+
+def joint_magnitude(one: float | None, other: float | None) -> float | None:
+    """The only nonzero magnitude of two sets of inputs, from that of each."""
+    if one is None or other is None or one == 0:
+        return None if one is None else other
+    return one if other in (0, one) else None
+
+
+def _join_layer(parts: Sequence[LayerOperations]) -> LayerOperations:
+    magnitude = parts[0].magnitude
+    for part in parts[1:]:
+        magnitude = joint_magnitude(magnitude, part.magnitude)
+    return replace(
+        parts[0],
+        magnitude=magnitude,
+        constant=all(part.constant for part in parts),
+        dense=torch.cat([part.dense for part in parts], 1),
+        events=torch.cat([part.events for part in parts], 1),
+        inputs=torch.cat([part.inputs for part in parts], 1),
+        nonzero=torch.cat([part.nonzero for part in parts], 1),
+    )
+
+
+def _structure(operations: Operations) -> tuple[Any, ...]:
+    layers = tuple((layer.name, layer.type, layer.input_shape, layer.output_shape) for layer in operations.layers)
+    return operations.time_steps, layers, tuple((n.name, n.type, n.shape) for n in operations.neurons)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}"
