@@ -78,6 +78,8 @@ def _logits_and_gradient(model: nn.Module, x: Tensor, key: int) -> tuple[Tensor,
     return logits.detach(), torch.autograd.grad(logits.square().sum(), x)[0]
 
 
+# torch itself says this of every nn.LSTM that it exports.
+@pytest.mark.filterwarnings("ignore:The tensor attributes .*_flat_weights:UserWarning")
 @pytest.mark.parametrize(("model", "shape"), CASES)
 def test_export_gives_the_same_logits(model, shape):
     x = _images(shape)
@@ -100,7 +102,8 @@ def test_an_exported_encoder_has_the_rate_of_its_input():
 @pytest.mark.parametrize(("model", "shape"), CASES)
 def test_compile_changes_neither_logits_nor_gradients(model, shape):
     torch.compiler.reset()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    whole = not any(isinstance(m, nn.LSTM) for m in model.modules())  # around nn.LSTM torch breaks the graph
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=whole)
     x = _images(shape)
     for key in (1, 2):
         want, got = _logits_and_gradient(model, x, key), _logits_and_gradient(compiled, x, key)
