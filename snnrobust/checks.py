@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 
 import torch
@@ -17,7 +17,9 @@ __all__ = [
     "count",
     "demand",
     "fraction",
+    "free_name",
     "function",
+    "integer",
     "labels",
     "logits",
     "module",
@@ -46,8 +48,12 @@ def number(
     except OverflowError:  # an integer of hundreds of digits
         as_float = math.inf
     if not math.isfinite(as_float) or as_float > high or as_float < low or (exclusive_low and as_float <= low):
-        bracket = "(" if exclusive_low else "["
-        raise ValueError(f"{name} must be in {bracket}{low:g}, {high:g}], got {value!r:.80}{_hint(hint)}")
+        bracket = (
+            ("finite and " if isinstance(value, float) and math.isinf(value) else "")
+            + "in "
+            + ("(" if exclusive_low else "[")
+        )
+        raise ValueError(f"{name} must be {bracket}{low:g}, {high:g}], got {value!r:.80}{_hint(hint)}")
     return as_float
 
 
@@ -60,10 +66,15 @@ def boolean(name: str, value: bool) -> bool:
 
 def count(name: str, value: int, low: int = 1, hint: str = "") -> int:
     """``value`` as an integer of at least ``low``."""
+    if integer(name, value, hint) < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}{_hint(hint)}")
+    return value
+
+
+def integer(name: str, value: int, hint: str = "") -> int:
+    """``value`` if it is an integer."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {value!r}{_hint(hint)}")
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value}{_hint(hint)}")
     return value
 
 
@@ -167,6 +178,16 @@ def module(name: str, value: object) -> nn.Module:
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module from inputs to logits, got {type(value).__name__}")
     return value
+
+
+def free_name(registry: Mapping[str, type], kind: type) -> None:
+    """``kind`` may stand in ``registry`` under its name: nothing else does. The same class may be defined again."""
+    taken = registry.get(kind.__name__)
+    if taken is not None and (taken.__module__, taken.__qualname__) != (kind.__module__, kind.__qualname__):
+        raise TypeError(
+            f"the name {kind.__name__} is taken by {taken.__module__}.{taken.__qualname__}: "
+            f"give {kind.__module__}.{kind.__qualname__} another"
+        )
 
 
 def function(name: str, value: object) -> object:

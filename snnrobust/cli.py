@@ -7,7 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +16,9 @@ import typer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from snnrobust.energy import Operations
+    from snnrobust.models import SpikingClassifier
 
 
 def _prepare() -> None:
@@ -78,6 +81,12 @@ def _run(path: Path, folder: Path, quiet: bool) -> None:
         for check in found["checks"]:
             if check["status"] in ("failed", "inconclusive"):
                 typer.echo(f"  {check['status']}: {check['name']} ({check['found']})")
+    for model, exits in results.get("exits", {}).items():
+        low, high = exits["interval"]
+        typer.echo(
+            f"{model} stops after {exits['mean_steps']:.2f} [{low:.2f}, {high:.2f}] of {exits['time_steps']} steps on average, "
+            f"at confidence {exits['confidence']:g} (clean inputs)"
+        )
     for trap in results["traps"]:
         typer.echo(f"\nOn purpose false: {trap['model']}. {trap['text']}")
     typer.echo(f"\nreport: {folder / 'report.html'}")
@@ -169,31 +178,58 @@ def inspect(
 
     Example: snnrobust inspect runs/demo/models/snn.safetensors -o runs/inspected
     """
-    from torch.utils.data import TensorDataset
-
     from snnrobust import data as datasets
     from snnrobust import energy, models, monitors
     from snnrobust.draws import draws
+    from snnrobust.layers import BNTT
+    from snnrobust.models.exit_curve import CONFIDENCES
 
     with _errors():
         model = models.load(checkpoint)
-        x, y = (t[:samples] for t in datasets.load(data, "test").tensors)
+        x, y = datasets.take(datasets.load(data, "test"), samples)
         _probe(model, x[:1], f"{checkpoint} does not fit --data {data}")
-        with draws(model, seed), monitors.monitor(model) as record:
+        confidences = set(CONFIDENCES)
+        if isinstance(model, models.EarlyExit):
+            typer.echo(f"exits at confidence {model.confidence:g}; what follows is of all its time steps\n")
+            confidences.add(model.confidence)
+            model = model.model
+        record = curve = None
+        with draws(model, seed), ExitStack() as watching:
+            with suppress(ValueError):  # no neurons to watch, as in an LSTM
+                record = watching.enter_context(monitors.monitor(model))
             operations = energy.count_operations(model, x)
-        curve = None
+        typer.echo(f"operations\n{operations.table()}\n")
+        if record is not None:
+            typer.echo(f"activity\n{record.table()}\n")
         if isinstance(model, models.SpikingClassifier):
-            curve = models.exit_curve(model, TensorDataset(x, y), key=seed)
-        for title, part in (("operations", operations), ("activity", record), ("early exit", curve)):
-            if part is not None:
-                typer.echo(f"{title}\n{part.table()}\n")
+            curve = models.exit_curve(model, (x, y), sorted(confidences), key=seed)
+            typer.echo(f"early exit\n{curve.table(operations)}\n")
+            if any(isinstance(m, BNTT) for m in model.modules()):
+                typer.echo(f"{_gammas(model, operations)}\n")
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
             operations.save(output / "operations.json")
-            record.plot(output / "rates.png")
+            if record is not None:
+                record.plot(output / "rates.png")
             if curve is not None:
                 curve.plot(output / "exit.png")
             typer.echo(f"written to {output}")
+
+
+def _gammas(model: SpikingClassifier, operations: Operations) -> str:
+    """What BNTT says of the time steps: mean sizes of gamma, and what exiting by them saves."""
+    from snnrobust.models import exit_step, gamma_profile
+
+    profile = gamma_profile(model)
+    width = max(map(len, (*profile, "mean |gamma| at step")))
+    lines = [f"{'mean |gamma| at step':<{width}}" + "".join(f"{t:>7}" for t in range(1, model.time_steps + 1))]
+    lines += [f"{name:<{width}}" + "".join(f"{g:7.3f}" for g in sizes.tolist()) for name, sizes in profile.items()]
+    steps = exit_step(model, 0.1)
+    cut = operations.upto(steps)
+    saved = f"saves {operations.mac - cut.mac:,.0f} MAC and {operations.ac - cut.ac:,.0f} AC a sample"
+    return "\n".join(
+        [*lines, f"below 0.1 in every layer after step {steps} of {model.time_steps}: stopping there {saved}"]
+    )
 
 
 def _probe(model: nn.Module, x: Tensor, problem: str) -> None:

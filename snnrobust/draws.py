@@ -7,14 +7,16 @@ integers. The same key gives the same draws for any batch size, chunk or thread 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
+from snnrobust import checks
 
 __all__ = [
     "Stochastic",
@@ -24,6 +26,7 @@ __all__ = [
     "draws",
     "evaluating",
     "fresh_key",
+    "held",
     "is_stochastic",
     "keyed",
     "normal",
@@ -91,9 +94,9 @@ class Stochastic(nn.Module):
         batch = shape[1]
         key = _fresh_key() if self._key is None else self._key
         ids = torch.arange(batch) if self._sample_ids is None else self._sample_ids
-        if len(ids) != batch:
+        if ids.shape[0] != batch:  # len() would fix the batch of an exported graph
             raise ValueError(
-                f"{type(self).__name__} got a batch of {batch} under {len(ids)} sample_ids: "
+                f"{type(self).__name__} got a batch of {batch} under {ids.shape[0]} sample_ids: "
                 "pass draws() one id a sample, and keep time apart from the batch ([T, B, ...])"
             )
         return key.to(device), ids.to(device)
@@ -117,18 +120,68 @@ def draws(model: nn.Module, key: int, sample_ids: Tensor | None = None) -> Itera
             on the batch.
         key: Any integer; 63 bits count.
         sample_ids: int64 ``[B]``, the identity of each sample of the batch; default 0, 1, 2, ...
+
+    Raises:
+        TypeError: a key or ids that are no integers.
     """
-    modules = [(_path(name), m) for name, m in model.named_modules() if isinstance(m, Stochastic)]
-    before = [(m._key, m._sample_ids) for _, m in modules]
-    ids = None if sample_ids is None else sample_ids.detach().to("cpu", torch.int64)
-    with keyed(derive(key, "torch", *([] if ids is None else [ids.numpy().tobytes()])), model):
-        try:
-            for name, m in modules:
-                m._key, m._sample_ids = _words(derive(key, name)), ids
+    checks.module("model", model)
+    checks.integer("key", key)
+    if sample_ids is not None and not (
+        isinstance(sample_ids, Tensor) and sample_ids.dtype == torch.int64 and sample_ids.dim() == 1
+    ):
+        given = (
+            f"{sample_ids.dtype} of shape {tuple(sample_ids.shape)}"
+            if isinstance(sample_ids, Tensor)
+            else type(sample_ids).__name__
+        )
+        raise TypeError(f"sample_ids must be an int64 tensor [B], got {given}: use torch.tensor([...])")
+    ids = None if sample_ids is None else sample_ids.detach().cpu()
+    states = [(m, (_words(derive(key, path)), ids)) for path, m in _stochastic(model)]
+    with keyed(derive(key, "torch", *([] if ids is None else [ids.numpy().tobytes()])), model), _drawing(states):
+        yield
+
+
+_Draws = tuple[Tensor | None, Tensor | None]  # key and sample ids of one module
+
+
+@contextmanager
+def _drawing(states: Sequence[tuple[Stochastic, _Draws]]) -> Iterator[None]:
+    before = [(m._key, m._sample_ids) for m, _ in states]
+    try:
+        for m, state in states:
+            m._key, m._sample_ids = state
+        yield
+    finally:
+        for (m, _), state in zip(states, before, strict=True):
+            m._key, m._sample_ids = state
+
+
+def held(model: nn.Module) -> Callable[[int], AbstractContextManager[None]]:
+    """The draws of ``model`` as they are now, for what goes on later: ``again = held(model)``, then ``with again(t): ...``.
+
+    Without :func:`draws` around it takes a :func:`fresh_key`, if ``model`` needs any. Random modules that are not ours draw
+    from another torch generator at each ``t``.
+    """
+    key = fresh_key(model)
+    states: list[tuple[Stochastic, _Draws]]
+    if key is not None:
+        states = [(m, (_words(derive(key, path)), None)) for path, m in _stochastic(model)]
+    else:
+        states = [(m, (m._key, m._sample_ids)) for _, m in _stochastic(model)]
+        if all(m_key is None for _, (m_key, _) in states):
+            return lambda t: nullcontext()
+        key = int(torch.randint(0, 1 << 62, ()))  # from the generator that draws() has forked
+
+    @contextmanager
+    def again(t: int) -> Iterator[None]:
+        with keyed(derive(key, "torch", t), model), _drawing(states):
             yield
-        finally:
-            for (_, m), (m_key, m_ids) in zip(modules, before, strict=True):
-                m._key, m._sample_ids = m_key, m_ids
+
+    return again
+
+
+def _stochastic(model: nn.Module) -> list[tuple[str, Stochastic]]:
+    return [(_path(name), m) for name, m in model.named_modules() if isinstance(m, Stochastic)]
 
 
 def _path(name: str) -> str:
@@ -220,6 +273,9 @@ def _blocks(key: Tensor, sample_ids: Tensor, shape: Sequence[int], start: int) -
     low, high = sample_ids & _MASK, (sample_ids >> 32) & _MASK
     low, high = low.repeat(steps)[:, None], high.repeat(steps)[:, None]
     block = torch.arange(blocks, device=device)[None]
+    if torch.compiler.is_compiling():  # one chunk, so that the batch stays a symbol
+        yield slice(None), list(philox(key, (block, step, low, high)))
+        return
     rows = max(1, _CHUNK // max(blocks, 1))  # one row may be longer than a chunk: rows are not split
     for first in range(0, steps * batch, rows):
         part = slice(first, min(first + rows, steps * batch))
@@ -229,6 +285,9 @@ def _blocks(key: Tensor, sample_ids: Tensor, shape: Sequence[int], start: int) -
 def _fill(shape: Sequence[int], device: torch.device, parts: Iterator[tuple[slice, list[Tensor]]]) -> Tensor:
     elements = prod(shape[2:])
     blocks = -(-elements // 4)
+    if torch.compiler.is_compiling():
+        ((_, lanes),) = parts
+        return torch.stack(lanes, -1).flatten(1)[:, :elements].reshape(tuple(shape))
     out = torch.empty(shape[0] * shape[1], blocks * 4, device=device)
     for part, lanes in parts:
         torch.stack(lanes, -1, out=out[part].view(-1, blocks, 4))

@@ -9,6 +9,10 @@ import pytest
 import torch
 
 from snnrobust import checks
+from snnrobust.encoders import ENCODERS, Encoder
+from snnrobust.layers.readout import READOUTS, Readout
+from snnrobust.neurons import NEURONS, Neuron
+from snnrobust.neurons.surrogate import SURROGATES, Surrogate
 
 
 @pytest.mark.parametrize(
@@ -40,7 +44,7 @@ def test_accepted_values_come_back(check, expected):
         (lambda: checks.number("decay", -1e-9, 0, 1), ValueError, "decay must be in [0, 1], got -1e-09"),
         (lambda: checks.number("theta", 0, 0, exclusive_low=True), ValueError, "theta must be in (0, inf], got 0"),
         (lambda: checks.number("theta", math.nan), ValueError, "theta must be in [-inf, inf], got nan"),
-        (lambda: checks.number("theta", math.inf), ValueError, "theta must be in [-inf, inf], got inf"),
+        (lambda: checks.number("theta", math.inf), ValueError, "theta must be finite and in [-inf, inf], got inf"),
         (lambda: checks.number("theta", 10**400, 0), ValueError, "theta must be in [0, inf], got 1000"),
         (lambda: checks.number("theta", True), TypeError, "theta must be a number, got True"),
         (lambda: checks.number("theta", "1"), TypeError, "theta must be a number, got '1'"),
@@ -118,3 +122,19 @@ def test_labels(y, error, message):
 def test_labels_takes_the_first_and_the_last_class():
     y = torch.tensor([0, 9])
     assert checks.labels("y", y, batch=2, classes=10) is y
+
+
+@pytest.mark.parametrize(
+    ("base", "registry"), [(Neuron, NEURONS), (Encoder, ENCODERS), (Readout, READOUTS), (Surrogate, SURROGATES)]
+)
+def test_no_registry_gives_a_taken_name_away(base, registry):
+    """The same class may be defined again, as a notebook does."""
+    before = dict(registry)
+    name, kind = next(iter(registry.items()))
+    message = f"the name {name} is taken by {kind.__module__}.{kind.__qualname__}: give elsewhere.Mine another"
+    with pytest.raises(TypeError, match="^" + re.escape(message)):
+        type(name, (base,), {"__module__": "elsewhere", "__qualname__": "Mine"})
+    assert registry == before
+    again = type(name, (base,), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
+    assert registry[name] is again
+    registry[name] = kind

@@ -7,10 +7,12 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from snnrobust import models
+from snnrobust import data, models
 from snnrobust.cli import app
-from snnrobust.draws import keyed
+from snnrobust.draws import draws, keyed
 from snnrobust.encoders import Poisson
+from snnrobust.energy import count_operations
+from snnrobust.layers import BNTT
 
 COMMANDS = ["demo", "run", "attack", "inspect", "report", "list", "doctor"]
 
@@ -57,6 +59,9 @@ def test_list_names_the_parts() -> None:
         "digits",
         "conv-small",
         "MeanMembrane",
+        "model key",
+        "exit_confidence",
+        "same_weights_as",
     ):
         assert name in output
 
@@ -94,6 +99,57 @@ def test_inspect_prints_tables_and_writes_pictures(kind: str, checkpoint: Path, 
     assert written == {"operations.json", "rates.png"} | ({"exit.png"} if kind == "spiking" else set())
 
 
+def test_inspect_shows_what_stopping_early_saves(checkpoint: Path) -> None:
+    model = models.load(checkpoint)
+    assert isinstance(model, models.SpikingClassifier)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, BNTT):
+                layer.weight[1:] = 0.05
+    models.save(model, checkpoint)
+    code, output = call("inspect", str(checkpoint), "--samples", "20", "--seed", "3")
+    assert code == 0, output
+    x = data.load("digits", "test").tensors[0][:20]
+    with draws(model, 3):
+        operations = count_operations(model, x)
+    lines = output.splitlines()
+    (first,) = [line for line in lines if line.startswith("1  ")]
+    assert first.split()[-2:] == [f"{operations.upto(1).mac:,.0f}", f"{operations.upto(1).ac:,.0f}"]
+    (row,) = [line for line in lines if line.startswith("network.2 ") and "LIF" not in line]
+    assert row.split() == ["network.2", "1.000", "0.050"]
+    saved = operations.ac - operations.upto(1).ac
+    assert saved > 0
+    assert (
+        f"below 0.1 in every layer after step 1 of 2: stopping there saves 0 MAC and {saved:,.0f} AC a sample" in output
+    )
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_inspect_takes_every_model_of_ours(early: bool, checkpoint: Path, tmp_path: Path) -> None:
+    """An LSTM has no neurons to watch; an early exit is looked into."""
+    model = models.ordinary(models.ARCHITECTURES["lstm"], (1, 8, 8), 10)
+    assert isinstance(model, models.SpikingClassifier)
+    models.save(models.EarlyExit(model.eval(), 0.11) if early else model, checkpoint)
+    code, output = call("inspect", str(checkpoint), "--samples", "5", "-o", str(tmp_path / "seen"))
+    assert code == 0, output
+    assert "activity" not in output
+    assert "gamma" not in output
+    assert ("exits at confidence 0.11; what follows is of all its time steps" in output) == early
+    assert any(line.startswith("0.11 ") for line in output.splitlines()) == early
+    assert {path.name for path in (tmp_path / "seen").iterdir()} == {"operations.json", "exit.png"}
+
+
+def test_run_prints_the_steps_of_early_exit(tmp_path: Path) -> None:
+    (tmp_path / "early.toml").write_text(
+        'name = "early"\n[data]\ntrain = 100\n[[models]]\nname = "snn"\narchitecture = "mlp"\n'
+        'encoder = { type = "Direct", time_steps = 2 }\nexit_confidence = 1.0\ntraining = { epochs = 1 }\n'
+        '[[attacks]]\nname = "fgsm"\nattack = { type = "FGSM" }\n[evaluation]\nsamples = 5\neps = [0.1]\n'
+    )
+    code, output = call("run", str(tmp_path / "early.toml"), "-o", str(tmp_path / "run"), "-q")
+    assert code == 0, output
+    assert "snn stops after 2.00 [2.00, 2.00] of 2 steps on average, at confidence 1 (clean inputs)" in output
+
+
 def test_transfer_from_another_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     with keyed(1):
         models.save(models.ordinary(models.ARCHITECTURES["mlp"], (1, 8, 8), 10), tmp_path / "ann.safetensors")
@@ -117,6 +173,9 @@ def test_transfer_from_another_checkpoint(checkpoint: Path, tmp_path: Path) -> N
         (["attack", "CHECKPOINT", "--attack", "PDG"], "did you mean 'PGD'?"),
         (["attack", "CHECKPOINT", "--data", "digit"], "did you mean 'digits'?"),
         (["attack", "CHECKPOINT", "--samples", "501"], "only 500"),
+        (["inspect", "CHECKPOINT", "--samples", "501"], "only 500"),
+        (["inspect", "CHECKPOINT", "--samples", "0"], "n must be at least 1"),
+        (["inspect", "CHECKPOINT", "--samples", "-3"], "n must be at least 1"),
         (["attack", "PICKLE"], "truncated or not a safetensors file"),
         (["report", "."], "not a run folder"),
     ],

@@ -91,6 +91,33 @@ def test_export_gives_the_same_logits(model, shape):
         assert once.equal(twice) == model(x).equal(model(x))  # where there are draws, each call has fresh ones
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attributes .*_flat_weights:UserWarning")
+@pytest.mark.parametrize(("model", "shape"), CASES)
+def test_what_was_exported_runs_where_gradients_are_on(model, shape):
+    x = _images(shape)
+    program = torch.export.export(model, (x,)).module()
+    for given in (x, x.clone().requires_grad_()):
+        with draws(model, 1):
+            found, expected = program(given), model(x)
+        assert found.shape == expected.shape
+        if model(x).equal(model(x)):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "encoder", [Direct(T), Poisson(T), SignedPoisson(T), Population(T, 2), Latency(T), Phase(T, 2)], ids=str
+)
+def test_the_batch_of_an_exported_model_may_vary(encoder):
+    model, batch = _model(encoder), torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(model, (_images((2, 8, 8)),), dynamic_shapes=({0: batch},)).module()
+    for B in (2, 5, 64):
+        x = torch.rand(B, 2, 8, 8, generator=torch.Generator().manual_seed(B))
+        logits = program(x)
+        assert logits.shape == (B, 3)
+        if not encoder.stochastic:
+            assert torch.equal(logits, model(x))
+
+
 def test_an_exported_encoder_has_the_rate_of_its_input():
     x = torch.rand(1, 2000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

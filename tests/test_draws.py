@@ -19,6 +19,7 @@ from snnrobust.draws import (
     derive,
     draws,
     fresh_key,
+    held,
     is_stochastic,
     keyed,
     normal,
@@ -242,6 +243,49 @@ def test_sample_ids_follow_their_samples():
     with draws(model, 5, sample_ids=torch.tensor([3, 1])):
         some = model(torch.zeros(2, 1))
     assert torch.equal(some, everyone[:, [3, 1]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((Noisy(), 1.0), "key must be an integer, got 1.0"),
+        ((Noisy(), True), "key must be an integer, got True"),
+        ((Noisy(), "1"), "key must be an integer, got '1'"),
+        ((Noisy(), None), "key must be an integer, got None"),
+        ((lambda x: x, 1), "model must be a torch.nn.Module from inputs to logits, got function"),
+        ((Noisy(), 1, [0, 1]), "sample_ids must be an int64 tensor [B], got list: use torch.tensor([...])"),
+        ((Noisy(), 1, torch.rand(3)), "sample_ids must be an int64 tensor [B], got torch.float32 of shape (3,)"),
+        ((Noisy(), 1, torch.tensor(3)), "sample_ids must be an int64 tensor [B], got torch.int64 of shape ()"),
+        (
+            (Noisy(), 1, torch.zeros(3, 1).long()),
+            "sample_ids must be an int64 tensor [B], got torch.int64 of shape (3, 1)",
+        ),
+    ],
+)
+def test_bad_draws(arguments, message):
+    with pytest.raises(TypeError, match="^" + re.escape(message)), draws(*arguments):
+        pass
+
+
+def test_held_draws_are_those_of_the_call():
+    model, x = Noisy(), torch.zeros(3, 1)
+    with draws(model, 9, torch.arange(3) + 5):
+        expected, again = model(x), held(model)
+    for t in (0, 1):
+        with again(t):
+            assert torch.equal(model(x), expected)
+    torch.manual_seed(3)
+    again = held(model)
+    state = torch.get_rng_state()
+    with again(0):
+        first, foreign = model(x), torch.rand(4)
+    with again(1):
+        assert torch.equal(model(x), first)
+        assert not torch.equal(torch.rand(4), foreign)
+    with again(0):
+        assert torch.equal(torch.rand(4), foreign)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.first._key is None
 
 
 def test_key_is_of_the_path_in_the_model():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Literal, get_args
 
 import torch
@@ -22,9 +24,12 @@ Polarity = Literal["signed", "channels"]
 class Delta(Encoder):
     r"""Changes from frame to frame: :math:`s_t = \mathrm{sign}(d_t) [|d_t| \ge \theta]` with :math:`d_t = x_t - x_{t-1}`.
 
-    The declared gradient is straight-through, that of :math:`d_t / \theta`: :math:`\partial s_t / \partial x_t = 1 / \theta`,
-    :math:`\partial s_t / \partial x_{t-1} = -1 / \theta`. Of two channels, ON has it where :math:`d_t > 0`, OFF with the opposite
-    sign where :math:`d_t < 0`, and each has half of it where :math:`d_t = 0`.
+    The declared gradient has the ``ATan(2)`` surrogate :math:`g(u) = 1 / (1 + (\pi u)^2)` at each threshold,
+
+    .. math:: \partial s_t / \partial d_t = [g((d_t - \theta) / \theta) + g((d_t + \theta) / \theta)] / \theta,
+
+    of which ON has the first term and OFF minus the second. (That of :math:`d_t / \theta` would add up to nothing over time
+    wherever the gradient at the output is constant, and leave an attack with the last frame.)
 
     Args:
         time_steps: T, the frames of each sample, ``[B, T, *]``.
@@ -63,20 +68,25 @@ class Delta(Encoder):
             raise ValueError(f"polarity='channels' needs samples [T, C, ...], got the shape {tuple(shape)}")
         return (2 * frame[0], *frame[1:])
 
-    def encode(self, x: Tensor, start: int, steps: int) -> Tensor:
+    def _encode(self, x: Tensor, start: int, steps: int) -> Tensor:
+        return self._spikes(torch.stack(list(islice(self._deviations(x), start, start + steps))))
+
+    def _stream(self, x: Tensor) -> Iterator[Tensor]:
+        for d in self._deviations(x):
+            yield self._spikes(d[None])[0]
+
+    def _deviations(self, x: Tensor) -> Iterator[Tensor]:
+        """What is compared with the threshold, ``[B, *]`` for each step."""
         frames = x.unbind(1)
-        past = (self._before(frames), *frames)
-        change = torch.stack(frames[start : start + steps]) - torch.stack(past[start : start + steps])
-        d = self._deviation(frames, start, steps, change)
-        value, on, off = change / self.threshold, d >= self.threshold, d <= -self.threshold
+        for x_t, before in zip(frames, (self._before(frames[0]), *frames), strict=False):
+            yield x_t - before
+
+    def _before(self, first: Tensor) -> Tensor:
+        return first if self.before == "first" else torch.zeros_like(first)
+
+    def _spikes(self, d: Tensor) -> Tensor:
+        on, off = d >= self.threshold, d <= -self.threshold
+        up, down = (torch.atan((d / self.threshold + shift) * math.pi) / math.pi for shift in (-1.0, 1.0))
         if self.polarity == "signed":
-            return straight_through(value, on.to(torch.int8) - off.to(torch.int8))
-        rising = (d.sign() + 1.0) / 2.0
-        return straight_through(torch.cat([value * rising, value * (rising - 1.0)], 2), torch.cat([on, off], 2))
-
-    def _before(self, frames: Sequence[Tensor]) -> Tensor:
-        return frames[0] if self.before == "first" else torch.zeros_like(frames[0])
-
-    def _deviation(self, frames: Sequence[Tensor], start: int, steps: int, change: Tensor) -> Tensor:
-        """What is compared with the threshold, ``[steps, B, *]``, without gradient."""
-        return change.detach()
+            return straight_through(up + down, on.to(torch.int8) - off.to(torch.int8))
+        return straight_through(torch.cat([up, -down], 2), torch.cat([on, off], 2))

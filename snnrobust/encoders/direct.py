@@ -19,5 +19,5 @@ class Direct(Encoder):
     def stochastic(self) -> bool:
         return False
 
-    def encode(self, x: Tensor, start: int, steps: int) -> Tensor:
+    def _encode(self, x: Tensor, start: int, steps: int) -> Tensor:
         return repeat(x, steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -31,8 +31,11 @@ class Frames(Encoder):
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         return frame_shape(shape, self.time_steps)
 
-    def encode(self, x: Tensor, start: int, steps: int) -> Tensor:
+    def _encode(self, x: Tensor, start: int, steps: int) -> Tensor:
         return x.movedim(1, 0)[start : start + steps]
+
+    def _stream(self, x: Tensor) -> Iterator[Tensor]:
+        return iter(x.unbind(1))
 
 
 def frame_shape(shape: Sequence[int], time_steps: int) -> tuple[int, ...]:

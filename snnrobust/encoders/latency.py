@@ -15,6 +15,7 @@ __all__ = ["Latency"]
 
 Mapping = Literal["linear", "logarithmic"]
 _LONGEST = 80  # exp(80) is within float32, and so is the slope at zero
+_LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 class Latency(Encoder):
@@ -34,7 +35,7 @@ class Latency(Encoder):
         mapping: ``"linear"`` or ``"logarithmic"``.
 
     Raises:
-        ValueError: a value outside [0, 1].
+        ValueError: a value outside [0, 1]; float16 that requires a gradient, for the logarithm of more than 12 steps.
 
     Source: Thorpe, Delorme and Van Rullen 2001 (the idea); both mappings are SpikingJelly's.
     """
@@ -53,15 +54,26 @@ class Latency(Encoder):
     def stochastic(self) -> bool:
         return False
 
-    def spike_time(self, x: Tensor) -> Tensor:
+    def _spike_time(self, x: Tensor) -> Tensor:
         """:math:`t_f`, not rounded; at least float32."""
-        x, last = x.to(torch.promote_types(x.dtype, torch.float32)), self.time_steps - 1.0
+        last = self.time_steps - 1.0
+        if (
+            self.mapping == "logarithmic"
+            and x.requires_grad
+            and x.dtype == torch.float16
+            and math.expm1(last) > _LARGEST_HALF
+        ):
+            raise ValueError(
+                f"x must not be float16 for the logarithm of {self.time_steps} time steps, whose slope it cannot hold: "
+                "convert with x.float(), or use mapping='linear'"
+            )
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.mapping == "linear":
             return last * (1.0 - x)
         return last - torch.log1p(math.expm1(last) * x)
 
-    def encode(self, x: Tensor, start: int, steps: int) -> Tensor:
-        return _OneSpike.apply(self.spike_time(x), start, steps, self.time_steps).to(x.dtype)  # type: ignore[no-any-return, no-untyped-call]
+    def _encode(self, x: Tensor, start: int, steps: int) -> Tensor:
+        return _OneSpike.apply(self._spike_time(x), start, steps, self.time_steps).to(x.dtype)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _OneSpike(torch.autograd.Function):

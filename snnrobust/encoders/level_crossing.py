@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from snnrobust.encoders.delta import Delta
@@ -20,9 +19,7 @@ class LevelCrossing(Delta):
     :math:`r_t` is what a receiver that adds up the spikes knows. It follows by one level a step, so slow changes are not lost,
     as they are in :class:`Delta`, and fast ones arrive late. Step t replays the steps before it.
 
-    The declared gradient is :class:`Delta`'s. It is the straight-through one: :math:`\partial s_t / \partial d_t = 1 / \theta`
-    makes :math:`\partial r_t / \partial x_t = 1`, so that :math:`\partial s_t / \partial x_{t-1} = -1 / \theta` and nothing
-    earlier counts.
+    The declared :math:`\partial s_t / \partial d_t` is :class:`Delta`'s; spikes in :math:`r` count as constants.
 
     Args:
         time_steps: T, the frames of each sample, ``[B, T, *]``.
@@ -36,11 +33,10 @@ class LevelCrossing(Delta):
     Source: send-on-delta, Miskowicz 2006; the step-forward encoding of Petro, Kasabov and Kiss 2020.
     """
 
-    def _deviation(self, frames: Sequence[Tensor], start: int, steps: int, change: Tensor) -> Tensor:
-        with torch.no_grad():
-            reference, deviations = self._before(frames), []
-            for x_t in frames[: start + steps]:
-                d = x_t - reference
-                reference = reference + self.threshold * ((d >= self.threshold).to(d) - (d <= -self.threshold).to(d))
-                deviations.append(d)
-            return torch.stack(deviations[start:])
+    def _deviations(self, x: Tensor) -> Iterator[Tensor]:
+        frames = x.unbind(1)
+        reference = self._before(frames[0])
+        for x_t in frames:
+            d = x_t - reference
+            yield d
+            reference = reference + self.threshold * ((d >= self.threshold).to(d) - (d <= -self.threshold).to(d))

@@ -47,7 +47,7 @@ class Phase(Encoder):
     def stochastic(self) -> bool:
         return False
 
-    def encode(self, x: Tensor, start: int, steps: int) -> Tensor:
+    def _encode(self, x: Tensor, start: int, steps: int) -> Tensor:
         levels = 1 << self.bits
         wide = torch.promote_types(x.dtype, torch.float32)
         n = (x.detach().to(wide) * levels).to(torch.int64).clamp(max=levels - 1)

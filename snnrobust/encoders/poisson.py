@@ -34,7 +34,7 @@ class Poisson(Encoder):
         super().__init__(time_steps)
         self.gradient = checks.choice("gradient", gradient, get_args(Gradient))
 
-    def encode(self, x: Tensor, start: int, steps: int) -> Tensor:
+    def _encode(self, x: Tensor, start: int, steps: int) -> Tensor:
         u = self.uniform((steps, *x.shape), start, x.device)
         value = 0.0 * x if self.gradient == "none" else x
         return straight_through(repeat(value, steps), u < x)

@@ -41,15 +41,17 @@ class Population(Encoder):
         self.sigma = sigma if sigma is None else checks.number("sigma", sigma, 0.0, exclusive_low=True)
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        if not shape:
+            raise ValueError("Population needs samples [C, ...], got the shape (): give each value an axis, x[:, None]")
         return (shape[0] * self.neurons, *shape[1:])
 
-    def rates(self, x: Tensor) -> Tensor:
+    def _rates(self, x: Tensor) -> Tensor:
         """:math:`a`, ``[B, C, *] -> [B, C * N, *]``."""
         centres = torch.linspace(0.0, 1.0, self.neurons, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.dim() - 2))
         sigma = 1.0 / (1.5 * (self.neurons - 1)) if self.sigma is None else self.sigma
         return ((x.unsqueeze(2) - centres) / sigma).square().mul(-0.5).exp().flatten(1, 2)
 
-    def encode(self, x: Tensor, start: int, steps: int) -> Tensor:
-        a = self.rates(x)
+    def _encode(self, x: Tensor, start: int, steps: int) -> Tensor:
+        a = self._rates(x)
         u = self.uniform((steps, *a.shape), start, x.device)
         return straight_through(repeat(a, steps), u < a)

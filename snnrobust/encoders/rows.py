@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -37,5 +37,8 @@ class Rows(Encoder):
             )
         return (shape[0] * shape[2],)
 
-    def encode(self, x: Tensor, start: int, steps: int) -> Tensor:
+    def _encode(self, x: Tensor, start: int, steps: int) -> Tensor:
         return x[:, :, start : start + steps].permute(2, 0, 1, 3).flatten(2)
+
+    def _stream(self, x: Tensor) -> Iterator[Tensor]:
+        return (row.flatten(1) for row in x.unbind(2))

@@ -64,7 +64,7 @@ class SignedPoisson(Encoder):
                 )
         return tuple(shape)
 
-    def encode(self, x: Tensor, start: int, steps: int) -> Tensor:
+    def _encode(self, x: Tensor, start: int, steps: int) -> Tensor:
         u = self.uniform((steps, *x.shape), start, x.device)
         rate = (x - _along_channels(self.mean, x)) / (_along_channels(self.std, x) * self.scale)
         spikes = rate.sign().to(torch.int8) * (u < rate.abs())

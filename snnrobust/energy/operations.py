@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from snnrobust import checks
@@ -132,27 +134,32 @@ class Operations:
         """Neuron updates per sample."""
         return float(sum(neuron.updates.sum() for neuron in self.neurons))
 
-    def upto(self, steps: int | Tensor) -> Self:
+    def upto(self, steps: int | Tensor | NDArray[np.integer[Any]]) -> Self:
         """Operations of the first ``steps`` steps: one number for all, or int64 ``[n]``, the exit step of each sample.
+
+        A NumPy array of integers, as :meth:`~snnrobust.models.ExitCurve.exits` gives, does as well.
 
         Raises:
             ValueError: a number of steps outside 1..T, or other than one for each sample.
         """
-        if isinstance(steps, Tensor):
-            if steps.dtype != torch.int64 or steps.shape != (self.samples,):
-                raise ValueError(
-                    f"steps must be an integer or int64 [{self.samples}], one for each sample, "
-                    f"got {steps.dtype} of shape {tuple(steps.shape)}"
-                )
-            low, high = int(steps.min()), int(steps.max())
-        else:
-            low = high = checks.count("steps", steps)
-        if not (low >= 1 and high <= self.time_steps):
-            raise ValueError(f"steps must be within 1..{self.time_steps}, the steps that ran, got {low}..{high}")
+        if isinstance(steps, np.ndarray) and np.issubdtype(steps.dtype, np.integer):
+            steps = torch.from_numpy(steps.astype(np.int64))
         if not isinstance(steps, Tensor):
-            return self._counts(lambda count: count[:steps], time_steps=steps)
+            first = checks.count("steps", steps)  # type: ignore[arg-type]
+            self._within(first, first)
+            return self._counts(lambda count: count[:first], time_steps=first)
+        if steps.dtype != torch.int64 or steps.shape != (self.samples,):
+            raise ValueError(
+                f"steps must be an integer or int64 [{self.samples}], one for each sample, "
+                f"got {steps.dtype} of shape {tuple(steps.shape)}"
+            )
+        self._within(int(steps.min()), int(steps.max()))
         runs = torch.arange(self.time_steps)[:, None] < steps.cpu()
         return self._counts(lambda count: count * runs)
+
+    def _within(self, low: int, high: int) -> None:
+        if not (low >= 1 and high <= self.time_steps):
+            raise ValueError(f"steps must be within 1..{self.time_steps}, the steps that ran, got {low}..{high}")
 
     def hoisted(self) -> Self:
         """The same on a device that keeps the product of an input that does not change: ``constant`` layers run at the first

@@ -42,6 +42,8 @@ def _pieces(part: Any) -> Iterator[bytes]:
                 if (not key.startswith("_") or key == "_chip") and key != "training":
                     yield key.encode()
                     yield from _pieces(value)
+            if callable(arguments := getattr(module, "arguments", None)):  # those that are no attributes
+                yield from _pieces(arguments())
     elif isinstance(part, Tensor):
         yield f"{part.dtype}{tuple(part.shape)}".encode()
         yield part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()

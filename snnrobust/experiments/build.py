@@ -8,7 +8,7 @@ from dataclasses import fields
 import torch
 from torch import nn
 
-from snnrobust import checks, quantization
+from snnrobust import checks, neurons, quantization
 from snnrobust.attacks import (
     ATTACKS,
     EOT,
@@ -22,11 +22,11 @@ from snnrobust.attacks import (
     margin,
 )
 from snnrobust.data import DATASETS
-from snnrobust.draws import derive, keyed
-from snnrobust.encoders import ENCODERS
+from snnrobust.draws import derive, evaluating, keyed
+from snnrobust.encoders import ENCODERS, Delta, Encoder, Frames, LevelCrossing, Poisson
 from snnrobust.experiments.component import Component, make
-from snnrobust.experiments.config import AttackSection, ChipSection, Experiment, ModelSection
-from snnrobust.hardware import BACKENDS, Backend, Chain
+from snnrobust.experiments.config import AttackSection, ChipSection, Experiment, GammaRule, ModelSection
+from snnrobust.hardware import BACKENDS, Backend, Chain, deploy
 from snnrobust.layers import READOUTS
 from snnrobust.learning_rules import RULES, Trainer
 from snnrobust.models import (
@@ -35,22 +35,37 @@ from snnrobust.models import (
     EarlyExit,
     Normalise,
     SpikingClassifier,
+    exit_step,
+    gamma_profile,
     ordinary,
     remembers,
     spiking,
     truncate,
 )
+from snnrobust.models.twins import default_encoder
 from snnrobust.neurons import NEURONS
 from snnrobust.neurons.surrogate import SURROGATES
 
-__all__ = ["LOSSES", "NAMES", "build_attack", "build_backend", "build_model", "build_rule", "finished", "rehearse"]
+__all__ = [
+    "LOSSES",
+    "NAMES",
+    "build_attack",
+    "build_backend",
+    "build_model",
+    "build_rule",
+    "changes",
+    "finished",
+    "rehearse",
+]
 
 _REGISTERED = quantization  # its quantizers enter BACKENDS when it is imported
+_SEQUENCES = (Delta, Frames, LevelCrossing)  # no data set holds what they take
 LOSSES = {"cross_entropy": cross_entropy, "margin": margin}
 NAMES: dict[str, list[str]] = {
     "data": list(DATASETS),
+    "model key": list(ModelSection.model_fields),
     "architecture": list(ARCHITECTURES),
-    "encoder": list(ENCODERS),
+    "encoder": [name for name, kind in ENCODERS.items() if kind not in _SEQUENCES],
     "neuron": list(NEURONS),
     "surrogate": list(SURROGATES),
     "norm": list(NORMS),
@@ -71,24 +86,49 @@ def build_model(section: ModelSection, shape: Sequence[int], classes: int, seed:
     with keyed(derive(seed, "weights", section.name)):
         if section.kind == "ordinary" and not remembers(architecture):
             return ordinary(architecture, shape, classes)
-        encoder = make(section.encoder, ENCODERS, f"{where}.encoder")
+        encoder = _encoder(section, shape, f"{where}.encoder")
         if section.kind == "ordinary":
             return ordinary(architecture, shape, classes, encoder)
+        if section.neuron.type == neurons.Recurrent.__name__:
+            raise ValueError(f'{where}.neuron: Recurrent is a layer, not a neuron: set architecture = "recurrent"')
         neuron = make(section.neuron, NEURONS, f"{where}.neuron")
         readout = make(section.readout, READOUTS, f"{where}.readout")
-        return spiking(architecture, shape, classes, encoder, neuron, section.norm, readout)
+        try:
+            return spiking(architecture, shape, classes, encoder, neuron, section.norm, readout)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from error
+
+
+def _encoder(section: ModelSection, shape: Sequence[int], where: str) -> Encoder:
+    if section.encoder is None:
+        return default_encoder(shape) if remembers(ARCHITECTURES[section.architecture]) else Poisson(8)
+    encoder: Encoder = make(section.encoder, ENCODERS, where)
+    if isinstance(encoder, _SEQUENCES) and len(shape) == 3:
+        raise ValueError(
+            f"{where}: {section.encoder.type} takes sequences [T, F], but the data holds images {list(shape)}, whose channels "
+            f"would be taken for time: use Rows(time_steps = {shape[1]}), which reads an image row by row"
+        )
+    return encoder
 
 
 def finished(section: ModelSection, model: nn.Module) -> nn.Module:
     """The model that is judged: the trained one, with fewer time steps or an early exit if the section says so."""
-    if section.truncate is None and section.exit_confidence is None:
+    if not changes(section):
         return model
     assert isinstance(model, SpikingClassifier)  # only spiking sections have these keys
     try:
-        model = model if section.truncate is None else truncate(model, section.truncate)
+        if isinstance(section.truncate, GammaRule):
+            model = truncate(model, exit_step(model, section.truncate.gamma))
+        elif section.truncate is not None:
+            model = truncate(model, section.truncate)
         return model if section.exit_confidence is None else EarlyExit(model, section.exit_confidence).eval()
     except (TypeError, ValueError) as error:
         raise ValueError(f"models.{section.name}: {error}") from error
+
+
+def changes(section: ModelSection) -> bool:
+    """Whether :func:`finished` gives another model than the trained one."""
+    return section.truncate is not None or section.exit_confidence is not None
 
 
 def build_rule(section: ModelSection, seed: int) -> Trainer:
@@ -133,6 +173,26 @@ def build_backend(section: ChipSection) -> Backend:
     return made[0] if len(made) == 1 else Chain(*made)
 
 
+def _try(section: ModelSection, model: nn.Module, shape: Sequence[int]) -> None:
+    """One time step through an untrained ``model`` without weights, and what becomes of it after training."""
+    rule = section.truncate
+    if isinstance(rule, GammaRule):  # what it will say is not known yet; one step is the least
+        try:
+            gamma_profile(model)
+        except ValueError as error:
+            raise ValueError(f"models.{section.name}.truncate: {error}") from error
+    finished(section.model_copy(update={"truncate": 1}) if isinstance(rule, GammaRule) else section, model)
+    try:
+        with torch.no_grad(), evaluating(model):
+            if isinstance(model, SpikingClassifier):
+                x_t = torch.empty(1, *model.encoder.output_shape(shape), device="meta")
+                model.network.step(x_t, model.network.initial_state(x_t))
+            else:
+                model(torch.empty(1, *shape, device="meta"))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"models.{section.name}: {error}") from error
+
+
 def rehearse(experiment: Experiment) -> None:
     """Build everything once, small, so that a mistake is found before any work is done."""
     shape, classes = ((1, 8, 8) if experiment.data.name == "digits" else (1, 28, 28)), 10
@@ -140,7 +200,12 @@ def rehearse(experiment: Experiment) -> None:
         models = {m.name: build_model(m, shape, classes, 0) for m in experiment.models}
     for m in experiment.models:
         build_rule(m, 0)
-        finished(m, models[m.name])
+        _try(m, models[m.name], shape)
+        for chip in experiment.chips if m.trap is None else ():
+            try:
+                deploy(models[m.name], Backend(), seed=0)  # what it refuses depends on the model alone
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"chips.{chip.name}: models.{m.name}: {error}") from error
         if m.same_weights_as is not None:
             mine, theirs = (
                 {k: v.shape for k, v in models[n].state_dict().items()} for n in (m.name, m.same_weights_as)

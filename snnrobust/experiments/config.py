@@ -8,7 +8,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from snnrobust import checks
 from snnrobust.data import DATASETS
@@ -20,7 +28,7 @@ __all__ = ["Experiment", "file_name", "parse", "read"]
 
 Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f/\\]+$")]
 Count = Annotated[int, Field(ge=1)]
-Confidence = Annotated[float, Field(gt=0.0, le=1.0)]
+Confidence = Annotated[float, Field(ge=0.0, le=1.0)]
 Eps = Annotated[float, BeforeValidator(lambda value: checks.fraction("eps", value, 0.0, 1.0))]
 
 
@@ -67,20 +75,38 @@ class Normalisation(_Section):
         return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
 
 
+class GammaRule(_Section):
+    """Truncate to ``models.exit_step(model, gamma)`` time steps."""
+
+    gamma: float
+
+
+def _truncation(value: Any) -> int | GammaRule:
+    try:
+        if not isinstance(value, dict):
+            return checks.count("truncate", value, hint="a number of time steps, or { gamma = 0.1 }")
+        if value.keys() != {"gamma"}:
+            raise ValueError(f"truncate must be a number of time steps or {{ gamma = 0.1 }}, got {value}")
+        return GammaRule(gamma=checks.number("truncate.gamma", value["gamma"], 0.0, exclusive_low=True))
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
 class ModelSection(_Section):
     """A network to be trained; or, with ``same_weights_as``, another's weights behind another encoder."""
 
     name: Name
     kind: Literal["spiking", "ordinary"] = "spiking"
     architecture: str = "conv-small"
-    encoder: Component = Component(type="Poisson", time_steps=8)  # type: ignore[call-arg]
+    encoder: Component | None = None  # default: Poisson(8); Rows of the image for a network that remembers
     neuron: Component = Component(type="LIF")
     norm: str = "BNTT"
     normalise: Normalisation | None = None  # of the input; by default none
     readout: Component = Component(type="MeanMembrane")
     training: Training = Training()
     same_weights_as: Name | None = None
-    truncate: Count | None = None  # after training, keep only so many time steps
+    # after training, keep only so many time steps, or those that BNTT says are needed
+    truncate: Annotated[int | GammaRule | None, BeforeValidator(_truncation)] = None
     exit_confidence: Confidence | None = None  # after training, stop a sample once its running output is so sure
     trap: str | None = None  # why this model's result is false, for a model that is here to show it
 

@@ -21,9 +21,9 @@ from snnrobust.attacks import Attack, BluntGradientWarning, Linf
 from snnrobust.draws import derive, is_stochastic
 from snnrobust.evaluation import RobustnessReport, diagnose, evaluate
 from snnrobust.evaluation.fingerprint import fingerprint
-from snnrobust.experiments.build import build_attack, build_backend, build_model, build_rule, finished
+from snnrobust.experiments.build import build_attack, build_backend, build_model, build_rule, changes, finished
 from snnrobust.experiments.config import Experiment, ModelSection, file_name
-from snnrobust.models import load, save
+from snnrobust.models import EarlyExit, exit_curve, load, save
 from snnrobust.models.checkpoint import write_bytes
 
 __all__ = ["read_results", "render_folder", "run", "versions"]
@@ -32,8 +32,9 @@ __all__ = ["read_results", "render_folder", "run", "versions"]
 def run(experiment: Experiment, text: str, folder: str | Path, progress: bool = True) -> dict[str, Any]:
     """Train, attack, deploy and judge; returns what ``results.json`` holds.
 
-    The folder then holds ``experiment.toml``, ``configuration.json`` (with all defaults), ``versions.json``, ``models/`` (a
-    checkpoint, history and resumable training state each), ``cells/``, ``figures/``, ``results.json``, ``samples.csv`` and
+    The folder then holds ``experiment.toml``, ``configuration.json`` (with all defaults), ``versions.json``, ``models/`` (of each
+    the checkpoint that is judged, history and resumable training state, and ``NAME.trained.safetensors`` where truncation or an
+    early exit made another model of the trained one), ``cells/``, ``figures/``, ``results.json``, ``samples.csv`` and
     ``report.html``.
     Every file is written atomically. On a folder of an interrupted run it goes on; on a finished one it does nothing.
 
@@ -55,6 +56,7 @@ def run(experiment: Experiment, text: str, folder: str | Path, progress: bool = 
         "report": report.to_json(),
         "diagnoses": _diagnose(experiment, models, test, folder / "diagnoses", progress),
         "histories": histories,
+        "exits": _exits(experiment, models, test),
         "configuration": text,
         "versions": json.loads((folder / "versions.json").read_text()),
         "traps": [_trap(m) for m in experiment.models if m.trap is not None],
@@ -179,7 +181,8 @@ def _train(
             model.load_state_dict(trained[section.same_weights_as].state_dict())
             trained[section.name] = model.eval()
             continue
-        if not (final.exists() and record.exists()):
+        kept = folder / f"{stem}.trained.safetensors" if changes(section) else final
+        if not (kept.exists() and record.exists()):
             rule, state = build_rule(section, experiment.seed), folder / f"{stem}.training.safetensors"
             if progress:
                 print(f"training {section.name}: {section.training.epochs} epochs of {section.training.rule.type}")
@@ -187,10 +190,30 @@ def _train(
                 model, train, validation, epochs=section.training.epochs, checkpoint=state, progress=progress
             )
             _write_json(record, history.records)
-            save(model, final)
-        trained[section.name] = load(final)
+            save(model, kept)
+        trained[section.name] = load(kept)
         histories[section.name] = json.loads(record.read_bytes())
-    return {m.name: finished(m, trained[m.name]) for m in experiment.models}, histories
+    judged = {m.name: finished(m, trained[m.name]) for m in experiment.models}
+    for section in experiment.models:
+        if changes(section) or section.same_weights_as is not None:
+            save(judged[section.name], folder / f"{file_name(section.name)}.safetensors")
+    return judged, histories
+
+
+def _exits(experiment: Experiment, models: Mapping[str, nn.Module], test: TensorDataset) -> dict[str, Any]:
+    """After how many time steps the models with an early exit stop, over the clean samples that are judged."""
+    x, y = data.take(test, experiment.evaluation.samples)
+    found = {}
+    for name, model in models.items():
+        if isinstance(model, EarlyExit):
+            key = derive(experiment.seed, "exits", name)
+            curve = exit_curve(model.model, (x, y), [model.confidence], key=key)
+            mean, low, high = (float(values[0]) for values in curve.steps)
+            found[name] = {
+                "confidence": model.confidence, "time_steps": model.model.time_steps, "samples": len(x),
+                "mean_steps": mean, "interval": [low, high],
+            }  # fmt: skip
+    return found
 
 
 def _evaluate(

@@ -24,13 +24,14 @@ def batch_norm(
 
     .. math:: y = \gamma \, (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta
 
-    The library's kernels do not promise that, and a stream has to equal the whole sequence.
+    The library's kernels do not promise that, and a stream has to equal the whole sequence. Computed in the dtype of the
+    statistics; the output has that of ``x``.
     """
     if training:
-        return F.batch_norm(x, mean, var, weight, bias, True, momentum, eps)
+        return F.batch_norm(x.to(mean.dtype), mean, var, weight, bias, True, momentum, eps).to(x.dtype)
     shape = (1, -1) + (1,) * (x.dim() - 2)
     y = (x - mean.view(shape)) * (weight * (var + eps).rsqrt()).view(shape)
-    return y if bias is None else y + bias.view(shape)
+    return (y if bias is None else y + bias.view(shape)).to(x.dtype)
 
 
 def check_features(layer: str, x: Tensor, features: int) -> None:

@@ -24,6 +24,7 @@ class Readout(Temporal):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        checks.free_name(READOUTS, cls)
         READOUTS[cls.__name__] = cls
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,6 +28,10 @@ class Sequential(Temporal):
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__()
         for index, module in enumerate(modules):
+            if not isinstance(module, nn.Module):
+                described = type(module).__module__.startswith("snnrobust.models")
+                hint = f": models.{type(module).__name__} only describes a layer" if described else ""
+                raise TypeError(f"Sequential holds modules of torch.nn or snnrobust, got {module!r:.80}{hint}")
             self.add_module(str(index), module)
         for part in list(self._parts())[:-1]:
             if isinstance(part, Readout):

@@ -56,7 +56,7 @@ class TEBN(Temporal):
         if steps > self.time_steps:
             raise ValueError(f"TEBN was made for {self.time_steps} time steps and got a sequence of {steps}")
         y = self._normalised(x.flatten(0, 1)).view(x.shape)
-        return y * self.factors[:steps].view(-1, *(1,) * (x.dim() - 1))
+        return (y * self.factors[:steps].view(-1, *(1,) * (x.dim() - 1))).to(x.dtype)
 
     def initial_state(self, x_t: Tensor) -> int:
         return 0
@@ -70,7 +70,7 @@ class TEBN(Temporal):
             )
         if t >= self.time_steps:
             raise ValueError(f"TEBN was made for {self.time_steps} time steps and is asked for step {t + 1}")
-        return self._normalised(x_t) * self.factors[t], t + 1
+        return (self._normalised(x_t) * self.factors[t]).to(x_t.dtype), t + 1
 
     def _normalised(self, x: Tensor) -> Tensor:
         check_features("TEBN", x, self.features)

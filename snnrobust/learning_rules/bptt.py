@@ -19,6 +19,7 @@ from snnrobust.data import Batch, Data, batches
 from snnrobust.draws import derive, device_of, draws
 from snnrobust.learning_rules.resume import load_state, save_state
 from snnrobust.learning_rules.trainer import RULES, History
+from snnrobust.models.description import describe
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -100,10 +101,7 @@ class BPTT:
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         path = None if checkpoint is None else Path(checkpoint)
         identity = {"rule": self.name, **asdict(self), **({"epochs": epochs} if self.schedule == "cosine" else {})}
-        identity["model"], identity["data"] = (
-            str(model),
-            _digest(train),
-        )  # two models of equal shapes may differ in their neurons
+        identity["model"], identity["data"] = _structure(model), _digest(train)
         history = History() if path is None or not path.exists() else load_state(path, model, optimizer, identity)
         if len(history.records) > epochs:
             raise ValueError(f"{path} is already at epoch {len(history.records)}, past epochs={epochs}: raise epochs")
@@ -188,6 +186,14 @@ def _preflight(model: nn.Module, data: Data) -> None:
         model.train(training)
     checks.labels("labels", y, len(x), logits.shape[1] if logits.dim() == 2 else None)
     checks.logits(logits, y[:1])
+
+
+def _structure(model: nn.Module) -> Any:
+    """What tells models of equal shapes apart, such as the constants of their neurons."""
+    try:
+        return describe(model)
+    except (TypeError, AttributeError):  # of classes that have no description
+        return str(model)
 
 
 def _digest(data: Data) -> str:

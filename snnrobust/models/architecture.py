@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, Protocol
+from typing import Literal, NoReturn, Protocol
 
 from torch import nn
 
@@ -13,12 +13,14 @@ from snnrobust import checks, layers
 
 __all__ = [
     "POOLS", "Activation", "Architecture", "Conv", "Dense", "Dropout", "GlobalPool", "Layer", "Layers", "Normalise", "Pool",
-    "Shape", "Synaptic", "Twin", "check_layers", "fit", "flatten", "image", "modules", "outputs", "smallest_image",
+    "Shape", "Synaptic", "Twin", "check_layers", "check_shape", "fit", "flatten", "image", "modules", "outputs", "smallest_image",
 ]  # fmt: skip
 
 Shape = tuple[int, ...]
 Layers = list[nn.Module]
 POOLS: dict[str, type[nn.Module]] = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
+_MODULES = {"Normalise": "layers.Normalise", "Recurrent": "neurons.Recurrent", "Residual": "layers.Residual"}
+"""Modules that have the name of a description."""
 _LARGEST = 1024  # where the search for an image that is large enough ends
 
 
@@ -40,6 +42,12 @@ class Twin(Protocol):
 
 class Layer:
     """One entry of a description: a frozen dataclass."""
+
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        """Raise: a description is not the network."""
+        kind = type(self).__name__
+        module = _MODULES.get(kind, "a module of torch.nn or snnrobust.layers")
+        raise TypeError(f"models.{kind} describes a layer and computes nothing: call {module}, or build with spiking()")
 
     @property
     def stride(self) -> int:
@@ -232,9 +240,9 @@ def check_layers(name: str, architecture: Architecture) -> None:
         raise TypeError(f"{name} must be a sequence of layers such as Conv, Pool and Dense, got {architecture!r:.80}")
     for layer in architecture:
         if not isinstance(layer, Layer):
-            raise TypeError(
-                f"{name} must hold layers such as Conv, Pool and Dense, got {layer!r:.80}: ARCHITECTURES has named ones"
-            )
+            described = isinstance(layer, nn.Module) and type(layer).__name__ in _MODULES
+            remedy = f"models.{type(layer).__name__} describes one" if described else "ARCHITECTURES has named ones"
+            raise TypeError(f"{name} must hold layers such as Conv, Pool and Dense, got {layer!r:.80}: {remedy}")
 
 
 def outputs(architecture: Architecture, shape: Shape) -> list[Shape]:
@@ -259,9 +267,7 @@ def fit(architecture: Architecture, shape: Sequence[int]) -> Shape:
         ValueError: a layer does not fit its input; where the image is too small, the error names the smallest that fits.
     """
     check_layers("architecture", architecture)
-    shape = tuple(checks.count("shape", n) for n in shape)
-    if not shape:
-        raise ValueError("shape must be that of one sample, (C, H, W) or (F,), got ()")
+    shape = check_shape(shape)
     try:
         return outputs(architecture, shape)[-1]
     except _TooSmallError as error:
@@ -281,6 +287,15 @@ def smallest_image(architecture: Architecture, channels: int = 1) -> int:
             continue
         return side
     raise ValueError(f"no image of up to {_LARGEST} x {_LARGEST} is large enough: use fewer pools")
+
+
+def check_shape(shape: Sequence[int]) -> Shape:
+    """The shape of one sample."""
+    if isinstance(shape, str) or not isinstance(shape, Sequence):
+        raise TypeError(f"shape must be that of one sample, (C, H, W) or (F,), got {shape!r:.80}")
+    if not shape:
+        raise ValueError("shape must be that of one sample, (C, H, W) or (F,), got ()")
+    return tuple(checks.count("shape", n) for n in shape)
 
 
 class _TooSmallError(ValueError):

@@ -18,6 +18,7 @@ from snnrobust.models.description import build, describe
 __all__ = ["load", "read_tensors", "save", "write_bytes", "write_tensors"]
 
 _FORMAT = "snnrobust 1"
+_FROZEN = "frozen"  # beside the description of the whole model
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -66,8 +67,10 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Write ``model`` as a checkpoint that :func:`load` rebuilds: structure, T, encoder, surrogate, weights, statistics."""
-    write_tensors(Path(path), "model", model.state_dict(), describe(model))
+    """Write ``model`` as a checkpoint that :func:`load` rebuilds: structure, T, encoder, surrogate, weights, statistics, and
+    which parameters are frozen (``requires_grad=False``)."""
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    write_tensors(Path(path), "model", model.state_dict(), describe(model) | ({_FROZEN: frozen} if frozen else {}))
 
 
 def load(path: str | Path) -> nn.Module:
@@ -77,6 +80,7 @@ def load(path: str | Path) -> nn.Module:
         FileNotFoundError, ValueError: as :func:`read_tensors`, or the weights do not fit the description.
     """
     tensors, description = read_tensors(Path(path), "model")
+    frozen = description.pop(_FROZEN, []) if isinstance(description, dict) else []
     with torch.device("meta"):  # a hostile description allocates nothing
         model = build(description)
     expected = model.state_dict()
@@ -92,7 +96,12 @@ def load(path: str | Path) -> nn.Module:
                 f"{path} is from another architecture: {name} is {_shape(have)} in the file and {_shape(want)} in the model"
             )
     model.load_state_dict(tensors, assign=True)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    parameters = dict(model.named_parameters())
+    if not isinstance(frozen, list) or not all(isinstance(name, str) and name in parameters for name in frozen):
+        raise ValueError(f"{path} is damaged: it freezes {frozen!r:.80}, which are not all parameters of its model")
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    for name, tensor in (*parameters.items(), *model.named_buffers()):
         if tensor.is_meta:
             raise ValueError(
                 f"{path} lacks {name}, a constant that its module does not save: let the module make it with device='cpu'"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
-from snnrobust.draws import draws, fresh_key, one_key
+from snnrobust.draws import held, one_key
 from snnrobust.encoders import Encoder
 from snnrobust.layers import Readout
 from snnrobust.temporal import Temporal
@@ -47,13 +47,20 @@ class SpikingClassifier(nn.Module):
             return self.readout(self.network(self.encoder(x)))  # type: ignore[no-any-return]
 
     def stream(self, x: Tensor) -> Iterator[Tensor]:
-        """The running logits ``[B, K]`` after each time step; the last are those of ``forward`` under the same draws."""
-        key = fresh_key(self)
+        """The running logits ``[B, K]`` after each time step; the last are those of ``forward`` under the same draws.
+
+        The draws are those of the call, wherever the iterator is read. Random modules that are not ours (such as
+        ``nn.Dropout``) draw at each step, and so differ from ``forward``.
+        """
+        return self._running(self.encoder.stream(x), held(self))
+
+    def _running(
+        self, steps: Iterator[Tensor], again: Callable[[int], AbstractContextManager[None]]
+    ) -> Iterator[Tensor]:
         network_state = readout_state = None
         for t in range(self.time_steps):
-            # a context left open across a yield would leak into the caller's own forwards
-            with nullcontext() if key is None else draws(self, key):
-                x_t = self.encoder.step(x, t)
+            with again(t):  # left open across a yield it would leak into the caller's own forwards
+                x_t = next(steps)
                 network_state = self.network.initial_state(x_t) if t == 0 else network_state
                 y_t, network_state = self.network.step(x_t, network_state)
                 readout_state = self.readout.initial_state(y_t) if t == 0 else readout_state

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from snnrobust import checks, figures
 from snnrobust.data import Data, batches
 from snnrobust.draws import device_of, draws, evaluating
+from snnrobust.energy.operations import Operations
 from snnrobust.models.classifier import SpikingClassifier
 from snnrobust.models.early_exit import confident
 from snnrobust.models.truncation import check_classifier
 from snnrobust.statistics import mean_interval
 
-__all__ = ["Estimates", "ExitCurve", "exit_curve"]
+__all__ = ["CONFIDENCES", "Estimates", "ExitCurve", "exit_curve"]
 
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 
@@ -63,14 +64,36 @@ class ExitCurve:
         steps = np.arange(1, self.confidence.shape[1] + 1)
         return np.asarray((self.exits(confidence)[:, None] >= steps).mean(0))
 
-    def table(self) -> str:
-        """The numbers as text."""
+    def table(self, operations: Operations | None = None) -> str:
+        """The numbers as text.
+
+        Args:
+            operations: Of the model for the same samples, under the same draws; what stopping leaves of them then stands beside.
+
+        Raises:
+            ValueError: ``operations`` of another number of samples or time steps.
+        """
         n, T = self.confidence.shape
-        lines = ["exit at confidence    accuracy in %        mean steps"]
+        if operations is not None and (operations.samples, operations.time_steps) != (n, T):
+            raise ValueError(
+                f"operations must be of the {n} samples and {T} time steps of this curve, "
+                f"got {operations.samples} and {operations.time_steps}"
+            )
+
+        def cost(steps: int | NDArray[np.int64]) -> str:
+            if operations is None:
+                return ""
+            executed = operations.upto(steps)
+            return f"{executed.mac:14,.0f}  {executed.ac:14,.0f}"
+
+        heading = "" if operations is None else f"{'MAC':>14}  {'AC':>14}"
+        lines = [f"exit at confidence    accuracy in %        {'mean steps':<20}{heading}"]
         for c, right, steps in zip(self.confidences, _rows(self.accuracy), _rows(self.steps), strict=True):
-            lines.append(f"{c:<18g}    {_percent(*right):<18}   {steps[0]:.2f} [{steps[1]:.2f}, {steps[2]:.2f}]")
-        lines += ["", "all stop at step      accuracy in %"]
-        lines += [f"{t:<18}    {_percent(*right)}" for t, right in enumerate(_rows(self.fixed), 1)]
+            mean = f"{steps[0]:.2f} [{steps[1]:.2f}, {steps[2]:.2f}]"
+            lines.append(f"{c:<18g}    {_percent(*right):<18}   {mean:<20}{cost(self.exits(float(c)))}")
+        lines += ["", f"all stop at step      {'accuracy in %':<41}{heading}"]
+        lines += [f"{t:<18}    {_percent(*right):<41}{cost(t)}" for t, right in enumerate(_rows(self.fixed), 1)]
+        lines = [line.rstrip() for line in lines]
         return "\n".join([*lines, "", f"n = {n} samples, {T} time steps, key {self.key}; 95 % intervals over samples"])
 
     def plot(self, path: str | Path) -> None:
@@ -101,7 +124,7 @@ class ExitCurve:
 def exit_curve(
     model: SpikingClassifier,
     data: Data,
-    confidences: Sequence[float] = CONFIDENCES,
+    confidences: Sequence[float] | Values = CONFIDENCES,
     *,
     batch_size: int = 256,
     key: int = 0,
@@ -111,7 +134,7 @@ def exit_curve(
     Args:
         model: Run in eval mode, under ``draws(model, key, sample_ids)``.
         data: All of it is used, the misclassified samples included.
-        confidences: In [0, 1].
+        confidences: In [0, 1], a sequence or NumPy array of them.
         batch_size: Changes no draw of snnrobust's modules.
         key: Of the draws; one draw a sample.
 
@@ -119,6 +142,8 @@ def exit_curve(
         TypeError, ValueError: not a SpikingClassifier, bad data, labels outside the classes, NaN or infinity in running logits.
     """
     check_classifier(model)
+    if isinstance(confidences, np.ndarray):
+        confidences = confidences.tolist()
     if isinstance(confidences, str) or not isinstance(confidences, Sequence) or not confidences:
         raise TypeError(f"confidences must be a sequence such as [0.9, 0.99], got {confidences!r}")
     levels = np.array(sorted({checks.number("confidences", c, 0.0, 1.0) for c in confidences}))

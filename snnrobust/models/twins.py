@@ -6,11 +6,23 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 
 from snnrobust import checks, neurons
-from snnrobust.encoders import Encoder, Frames, Rows
+from snnrobust.encoders import (
+    Delta,
+    Encoder,
+    Frames,
+    Latency,
+    LevelCrossing,
+    Phase,
+    Poisson,
+    Population,
+    Rows,
+    SignedPoisson,
+)
 from snnrobust.layers import (
     BNTT,
     TDBN,
@@ -24,12 +36,25 @@ from snnrobust.layers import (
     Residual,
     Sequential,
 )
-from snnrobust.models.architecture import Architecture, Layers, Shape, Twin, check_layers, fit, modules
+from snnrobust.models.architecture import (
+    Architecture,
+    Layers,
+    Normalise,
+    Shape,
+    Twin,
+    check_layers,
+    check_shape,
+    fit,
+    modules,
+)
 from snnrobust.models.blocks import remembers
 from snnrobust.models.classifier import SpikingClassifier
 from snnrobust.neurons import LIF, Neuron
 
-__all__ = ["NORMS", "Site", "ordinary", "spiking"]
+__all__ = ["NORMS", "Site", "default_encoder", "ordinary", "spiking"]
+
+_SPIKING = (Poisson, SignedPoisson, Population, Phase, Latency, Delta, LevelCrossing)
+"""Encoders whose output is spikes, not values."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +77,16 @@ class Site:
 
     @property
     def threshold(self) -> float:
-        """The threshold of the neuron, or that at which it starts to learn one."""
-        value = self.neuron.threshold
-        values = value.detach().flatten().tolist() if isinstance(value, Tensor) else [value]
-        if len(set(values)) > 1:
+        """The threshold of the neuron, or that at which it starts to learn one.
+
+        Raises:
+            ValueError: it has one per channel, even if all are equal: on the meta device that cannot be seen.
+        """
+        own: dict[str, Any] = getattr(self.neuron, "arguments", dict)()
+        value = own.get("threshold", self.neuron.threshold)  # of a learnt one the start, known on the meta device too
+        if isinstance(value, Tensor | Sequence):
             raise ValueError("norm TDBN scales by one threshold, but the neuron has one per channel: use norm='BNTT'")
-        return float(values[0])
+        return float(value)
 
 
 NORMS: dict[str, Callable[[Site], nn.Module] | None] = {
@@ -89,11 +118,12 @@ def ordinary(
         ValueError: a layer does not fit its input; where the image is too small, the error names the smallest that fits.
     """
     check_layers("architecture", architecture)
+    shape = check_shape(shape)
     if not remembers(architecture):
         if encoder is not None:
             raise ValueError(f"an ordinary network without a Recurrent layer has no encoder: leave out {encoder!r:.80}")
         return nn.Sequential(*_layers(architecture, shape, classes, _Ordinary()))
-    encoder = _default_encoder(shape) if encoder is None else _check_encoder(encoder, "Rows(28)")
+    encoder = default_encoder(shape) if encoder is None else _check_encoder(encoder, "Rows(28)")
     layers = _layers(architecture, encoder.output_shape(shape), classes, _OrdinaryInTime())
     return SpikingClassifier(encoder, Sequential(*layers), LastOutput())
 
@@ -120,12 +150,18 @@ def spiking(
         readout: Default ``MeanMembrane()``.
 
     Raises:
-        ValueError: as :func:`ordinary`.
+        ValueError: as :func:`ordinary`; the description begins with ``Normalise`` and the encoder emits spikes.
     """
     _check_encoder(encoder, "Direct(8)")
     if neuron is not None and not isinstance(neuron, Neuron):
         raise TypeError(f"neuron must be a spiking neuron such as LIF(), got {neuron!r:.80}")
     check_layers("architecture", architecture)
+    if architecture and isinstance(architecture[0], Normalise) and isinstance(encoder, _SPIKING):
+        raise ValueError(
+            f"Normalise follows the encoder, and so would normalise the spikes of {type(encoder).__name__}: "
+            "leave it out and use SignedPoisson(time_steps, mean=, std=), which normalises what it encodes, or take Direct"
+        )
+    shape = check_shape(shape)
     twin = _Spiking(encoder.time_steps, LIF() if neuron is None else neuron, NORMS[checks.choice("norm", norm, NORMS)])
     layers = _layers(architecture, encoder.output_shape(shape), classes, twin)
     return SpikingClassifier(encoder, Sequential(*layers), MeanMembrane() if readout is None else readout)
@@ -200,7 +236,8 @@ def _check_encoder(encoder: Encoder, example: str) -> Encoder:
     return encoder
 
 
-def _default_encoder(shape: Sequence[int]) -> Encoder:
+def default_encoder(shape: Sequence[int]) -> Encoder:
+    """What makes samples sequences for a network that remembers: ``Rows`` of images, ``Frames`` of sequences."""
     if len(shape) not in (2, 3):
         raise ValueError(
             f"a Recurrent layer needs images (C, H, W) or sequences (T, F), got shape {tuple(shape)}: give an encoder"

@@ -1,7 +1,7 @@
 """Spiking neurons and the surrogate gradients that train and attack them."""
 
 from snnrobust.neurons import surrogate
-from snnrobust.neurons.alif import ALIF
+from snnrobust.neurons.alif import ALIF, alif
 from snnrobust.neurons.cuba import CuBaLIF, leaky_integral
 from snnrobust.neurons.lif import IF, LIF, lif
 from snnrobust.neurons.neuron import NEURONS, Neuron, Reset
@@ -10,5 +10,5 @@ from snnrobust.neurons.recurrent import Recurrent
 
 __all__ = [
     "ALIF", "IF", "LIF", "NEURONS", "PLIF", "CuBaLIF", "LearnableThresholdLIF", "Neuron", "Recurrent", "Reset",
-    "leaky_integral", "lif", "surrogate",
+    "alif", "leaky_integral", "lif", "surrogate",
 ]  # fmt: skip

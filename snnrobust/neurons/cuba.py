@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from snnrobust import checks
 from snnrobust.neurons.lif import lif
-from snnrobust.neurons.neuron import Constant, Neuron, Reset, along_channels
+from snnrobust.neurons.neuron import Constant, Neuron, Reset, along_channels, continues, heard
 from snnrobust.neurons.surrogate import ATan, Surrogate
 
 __all__ = ["CuBaLIF", "leaky_integral"]
@@ -49,6 +49,8 @@ class _LeakyIntegral(torch.autograd.Function):
 
 
 def _scan(x: Tensor, decay: float | Tensor, reverse: bool) -> Tensor:
+    if torch.compiler.is_compiling():  # a graph with gradients may not write into views
+        return _scan_traced(x, decay, reverse)
     out = torch.empty_like(x)
     before = torch.zeros_like(x[0])
     pairs = list(zip(x.unbind(0), out.unbind(0), strict=True))
@@ -56,6 +58,14 @@ def _scan(x: Tensor, decay: float | Tensor, reverse: bool) -> Tensor:
         torch.mul(before, decay, out=out_t)
         before = out_t.add_(x_t)
     return out
+
+
+def _scan_traced(x: Tensor, decay: float | Tensor, reverse: bool) -> Tensor:
+    before, out = torch.zeros_like(x[0]), []
+    for x_t in reversed(x.unbind(0)) if reverse else x.unbind(0):
+        before = before * decay + x_t
+        out.append(before)
+    return torch.stack(out[::-1] if reverse else out)
 
 
 class CurrentState(NamedTuple):
@@ -103,8 +113,9 @@ class CuBaLIF(Neuron):
         return CurrentState(*self._rest(x_t), torch.zeros_like(x_t))
 
     def step(self, x_t: Tensor, state: CurrentState) -> tuple[Tensor, CurrentState]:
+        x_t = continues(x_t, state.v)
         current = state.current * along_channels("current_decay", self.current_decay, x_t) + x_t
-        h = state.v * along_channels("decay", self.decay, x_t) + self._input(current, state.quiet)
+        h = state.v * along_channels("decay", self.decay, x_t) + heard(current, state.quiet, self.refractory)
         s, membrane = self._fire(h, along_channels("threshold", self.threshold, x_t), state.quiet)
         return s, CurrentState(*membrane, current)
 

@@ -10,7 +10,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from snnrobust import checks
-from snnrobust.neurons.neuron import Constant, Membrane, Neuron, Reset, along_channels, check_rule, silence
+from snnrobust.neurons.neuron import (
+    Constant,
+    Membrane,
+    Neuron,
+    Reset,
+    along_channels,
+    check_rule,
+    continues,
+    heard,
+    silence,
+    within,
+)
 from snnrobust.neurons.surrogate import ATan, Surrogate
 
 __all__ = ["IF", "LIF", "lif"]
@@ -51,17 +62,9 @@ def lif(
     """
     checks.sequence("x", x)
     check_rule(reset, surrogate, detach_reset, refractory)
-    decay = along_channels("decay", _within("decay", decay, 1.0), x[0])
-    threshold = along_channels("threshold", _within("threshold", threshold, math.inf), x[0])
+    decay = along_channels("decay", within("decay", decay, 1.0), x[0])
+    threshold = along_channels("threshold", within("threshold", threshold, math.inf, positive=True), x[0])
     return _LIF.apply(x, decay, threshold, reset == "hard", surrogate, detach_reset, refractory)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _within(name: str, value: float | Tensor, high: float) -> float | Tensor:
-    positive = name == "threshold"
-    if not isinstance(value, Tensor):
-        hint = "" if positive else "use decay=1.0 for integrate-and-fire"
-        return checks.number(name, value, 0.0, high, exclusive_low=positive, hint=hint)
-    return checks.within(name, value, 0.0, high, exclusive_low=positive)
 
 
 class _LIF(torch.autograd.Function):
@@ -78,21 +81,8 @@ class _LIF(torch.autograd.Function):
         detach_reset: bool,
         refractory: int,
     ) -> Tensor:
-        h = torch.empty_like(x)
-        s = torch.empty_like(x)
-        v = torch.zeros_like(x[0])
-        quiet = silence(v) if refractory else None
-        for x_t, h_t, s_t in zip(x.unbind(0), h.unbind(0), s.unbind(0), strict=True):
-            torch.mul(v, decay, out=h_t)
-            active = None if quiet is None else quiet > refractory
-            # multiply and add stay apart: step() and a kernel round alike
-            h_t.add_(x_t if active is None else x_t * active)
-            torch.ge(h_t, threshold, out=s_t)
-            if quiet is not None and active is not None:
-                s_t.mul_(active)
-                quiet = torch.where(s_t > 0, 1.0, quiet + 1.0)
-            _reset(h_t, s_t, threshold, hard, out=v)
-        s[-1].masked_fill_(h[-1].isnan(), math.nan)  # NaN never fires, but stays: the last step tells
+        # a graph with gradients may not write into views, and fuses the copies
+        h, s = (_traced if torch.compiler.is_compiling() else _in_place)(x, decay, threshold, hard, refractory)
         values = [p if isinstance(p, Tensor) else None for p in (decay, threshold)]
         ctx.save_for_backward(h, s, *values)
         ctx.constants = decay if values[0] is None else None, threshold if values[1] is None else None
@@ -137,6 +127,48 @@ class _LIF(torch.autograd.Function):
             grad_threshold.sum_to_size(threshold.shape) if of_threshold else None,
         )
         return grad_h if active is None else grad_h * active, *of_constants, None, None, None, None
+
+
+def _in_place(
+    x: Tensor, decay: float | Tensor, threshold: float | Tensor, hard: bool, refractory: int
+) -> tuple[Tensor, Tensor]:
+    h = torch.empty_like(x)
+    s = torch.empty_like(x)
+    v = torch.zeros_like(x[0])
+    quiet = silence(v) if refractory else None
+    for x_t, h_t, s_t in zip(x.unbind(0), h.unbind(0), s.unbind(0), strict=True):
+        torch.mul(v, decay, out=h_t)
+        active = None if quiet is None else quiet > refractory
+        # multiply and add stay apart: step() and a kernel round alike
+        h_t.add_(x_t if active is None else x_t * active)
+        torch.ge(h_t, threshold, out=s_t)
+        if quiet is not None and active is not None:
+            s_t.mul_(active)
+            quiet = torch.where(s_t > 0, 1.0, quiet + 1.0)
+        _reset(h_t, s_t, threshold, hard, out=v)
+    s[-1].masked_fill_(h[-1].isnan(), math.nan)  # NaN never fires, but stays: the last step tells
+    return h, s
+
+
+def _traced(
+    x: Tensor, decay: float | Tensor, threshold: float | Tensor, hard: bool, refractory: int
+) -> tuple[Tensor, Tensor]:
+    """The same, to the bit, without writing into anything."""
+    v = torch.zeros_like(x[0])
+    quiet = silence(v) if refractory else None
+    potentials, spikes = [], []
+    for x_t in x.unbind(0):
+        active = None if quiet is None else quiet > refractory
+        h = v * decay + (x_t if active is None else x_t * active)
+        s = (h >= threshold).to(h.dtype)
+        if quiet is not None and active is not None:
+            s = s * active
+            quiet = torch.where(s > 0, 1.0, quiet + 1.0)
+        v = _reset(h, s, threshold, hard)
+        potentials.append(h)
+        spikes.append(s)
+    spikes[-1] = spikes[-1].masked_fill(potentials[-1].isnan(), math.nan)
+    return torch.stack(potentials), torch.stack(spikes)
 
 
 def _reset(h: Tensor, s: Tensor, threshold: float | Tensor, hard: bool, out: Tensor | None = None) -> Tensor:
@@ -187,7 +219,8 @@ class LIF(Neuron):
         return self._rest(x_t)
 
     def step(self, x_t: Tensor, state: Membrane) -> tuple[Tensor, Membrane]:
-        h = state.v * along_channels("decay", self.decay, x_t) + self._input(x_t, state.quiet)
+        x_t = heard(continues(x_t, state.v), state.quiet, self.refractory)
+        h = state.v * along_channels("decay", self.decay, x_t) + x_t
         return self._fire(h, along_channels("threshold", self.threshold, x_t), state.quiet)
 
     def extra_repr(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -12,7 +12,7 @@ from snnrobust import checks
 from snnrobust.neurons.surrogate import SILENT, Surrogate, spike
 from snnrobust.temporal import State, Temporal
 
-__all__ = ["NEURONS", "Membrane", "Neuron", "Reset", "fire"]
+__all__ = ["NEURONS", "Membrane", "Neuron", "Reset", "continues", "fire", "heard", "potentials", "shown", "within"]
 
 Reset = Literal["soft", "hard"]
 Constant = float | Sequence[float] | Tensor
@@ -43,6 +43,7 @@ class Neuron(Temporal):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        checks.free_name(NEURONS, cls)
         NEURONS[cls.__name__] = cls
 
     def __init__(self, reset: Reset, surrogate: Surrogate, detach_reset: bool, refractory: int) -> None:
@@ -53,14 +54,7 @@ class Neuron(Temporal):
 
     def membrane(self, x: Tensor) -> Tensor:
         """The potential after each step's reset, ``[T, B, *]``, without gradient."""
-        checks.sequence("x", x)
-        trace = []
-        with torch.no_grad():
-            state = self.initial_state(x[0])
-            for x_t in x.unbind(0):
-                _, state = self.step(x_t, state)
-                trace.append(self.potential(state))
-        return torch.stack(trace)
+        return potentials(self, self.potential, x)
 
     def potential(self, state: State) -> Tensor:
         """The potential in a state."""
@@ -69,35 +63,66 @@ class Neuron(Temporal):
     def _rest(self, x_t: Tensor) -> Membrane:
         if not x_t.is_floating_point():
             raise TypeError(f"x_t must be floating, got {x_t.dtype}: convert with x_t.float()")
+        check_rule(self.reset, self.surrogate, self.detach_reset, self.refractory)  # they may have been set since
         timed = self.refractory > 0 or self.surrogate.timed
         return Membrane(torch.zeros_like(x_t), silence(x_t) if timed else None)
 
     def _fire(self, h: Tensor, threshold: float | Tensor, quiet: Tensor | None) -> tuple[Tensor, Membrane]:
         return fire(h, threshold, quiet, self.reset, self.surrogate, self.detach_reset, self.refractory)
 
-    def _input(self, x_t: Tensor, quiet: Tensor | None) -> Tensor:
-        """The input that a neuron in this state does not ignore."""
-        return x_t * (quiet > self.refractory) if self.refractory and quiet is not None else x_t
-
-    def _constant(self, name: str, value: Constant, low: float, high: float, *, positive: bool) -> None:
-        """Keep a number as an attribute, one per channel as a buffer."""
+    def _constant(
+        self, name: str, value: Constant, low: float, high: float, *, positive: bool, attribute: str = ""
+    ) -> None:
+        """Keep a number as an attribute, one per channel as a buffer; of the same name unless told."""
+        attribute = attribute or name
+        if isinstance(value, Tensor) and value.dim() == 0:
+            value = value.item()
         if isinstance(value, int | float | str):
-            setattr(
-                self, name, checks.number(name, value, low, high, exclusive_low=positive, hint=_HINTS.get(name, ""))
-            )
+            number = checks.number(name, value, low, high, exclusive_low=positive, hint=_HINTS.get(name, ""))
+            setattr(self, attribute, number)
         else:
-            self.register_buffer(name, channels(name, value, low, high, positive=positive))
+            self.register_buffer(attribute, channels(name, value, low, high, positive=positive))
 
     def _described(self, *names: str) -> str:
         parts = []
         for name in names:
-            value = getattr(self, name)
-            shown = f"{value.numel()} values" if isinstance(value, Tensor) else repr(value)
-            parts.append(f"{name}={shown}")
+            parts.append(f"{name}={shown(getattr(self, name))}")
         parts += [f"reset={self.reset!r}", f"surrogate={self.surrogate}"]
         parts += [] if self.detach_reset else ["detach_reset=False"]
         parts += [f"refractory={self.refractory}"] if self.refractory else []
         return ", ".join(parts)
+
+
+def potentials(module: Temporal, potential: Callable[[State], Tensor], x: Tensor) -> Tensor:
+    """``potential(state)`` after each step of ``module``, ``[T, B, *]``, without gradient."""
+    checks.sequence("x", x)
+    trace = []
+    with torch.no_grad():
+        state = module.initial_state(x[0])
+        for x_t in x.unbind(0):
+            _, state = module.step(x_t, state)
+            trace.append(potential(state))
+    return torch.stack(trace)
+
+
+def continues(x_t: Tensor, before: Tensor) -> Tensor:
+    """``x_t`` if a state that holds ``before`` is one of its batch: a smaller one would be broadcast without a word."""
+    if x_t.shape != before.shape or x_t.dtype != before.dtype:
+        raise ValueError(
+            f"the state is one of inputs {tuple(before.shape)} of {before.dtype}, and x_t is {tuple(x_t.shape)} of {x_t.dtype}: "
+            "begin with initial_state(x_t)"
+        )
+    return x_t
+
+
+def heard(x_t: Tensor, quiet: Tensor | None, refractory: int) -> Tensor:
+    """The input that a neuron does not ignore ``quiet`` steps after its last spike."""
+    return x_t * (quiet > refractory) if refractory and quiet is not None else x_t
+
+
+def shown(value: object) -> str:
+    count = value.numel() if isinstance(value, Tensor) else len(value) if isinstance(value, tuple) else None
+    return repr(value) if count is None else f"{count} values"
 
 
 def fire(
@@ -143,6 +168,13 @@ def check_rule(reset: str, surrogate: Surrogate, detach_reset: bool, refractory:
     checks.boolean("detach_reset", detach_reset)
     if checks.count("refractory", refractory, low=0) >= SILENT:
         raise ValueError(f"refractory must be below {SILENT} steps, got {refractory}: use a shorter period")
+
+
+def within(name: str, value: float | Tensor, high: float, *, positive: bool = False) -> float | Tensor:
+    """A constant given to a function: a number or a tensor in [0, high], or (0, high]."""
+    if isinstance(value, Tensor):
+        return checks.within(name, value, 0.0, high, exclusive_low=positive)
+    return checks.number(name, value, 0.0, high, exclusive_low=positive, hint=_HINTS.get(name, ""))
 
 
 def channels(name: str, value: Constant, low: float, high: float, *, positive: bool) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.neurons.lif import lif
-from snnrobust.neurons.neuron import Membrane, Neuron, Reset, along_channels
+from snnrobust.neurons.neuron import Constant, Membrane, Neuron, Reset, along_channels, continues, heard, shown
 from snnrobust.neurons.surrogate import ATan, Surrogate
 
 __all__ = ["PLIF", "LearnableThresholdLIF"]
@@ -20,9 +20,9 @@ class PLIF(Neuron):
     r"""Parametric LIF: the leak :math:`\beta = \sigma(a)` is learnt; the rest as in :func:`~snnrobust.neurons.lif`.
 
     Args:
-        decay: Where :math:`\beta` starts, in (0, 1).
-        threshold: :math:`\theta` > 0.
-        features: None learns one leak for the layer; C learns one per channel of ``[T, B, C, *]``.
+        decay: Where :math:`\beta` starts, in (0, 1); a number, or one per channel, which learns one leak per channel.
+        threshold: :math:`\theta` > 0, a number or one per channel.
+        features: C learns one leak per channel of ``[T, B, C, *]``, None one for the layer if ``decay`` is a number.
         decay_input: Scale the input by :math:`1 - \beta`, as in the paper: :math:`h_t = v_{t-1} + (x_t - v_{t-1}) / \tau` with
             :math:`\beta = 1 - 1 / \tau`.
         reset, surrogate, detach_reset, refractory: As in :func:`~snnrobust.neurons.lif`.
@@ -32,8 +32,8 @@ class PLIF(Neuron):
 
     def __init__(
         self,
-        decay: float = 0.5,
-        threshold: float = 1.0,
+        decay: Constant = 0.5,
+        threshold: Constant = 1.0,
         features: int | None = None,
         decay_input: bool = False,
         reset: Reset = "soft",
@@ -42,14 +42,15 @@ class PLIF(Neuron):
         refractory: int = 0,
     ) -> None:
         super().__init__(reset, surrogate, detach_reset, refractory)
-        self.features, self._start = features, decay
+        self.features = features
         self.decay_input = checks.boolean("decay_input", decay_input)
         self.logit_decay = nn.Parameter(_starting("decay", decay, features, 1.0).logit())
-        self.threshold = checks.number("threshold", threshold, 0.0, exclusive_low=True)
+        self._constant("threshold", threshold, 0.0, math.inf, positive=True)
+        self.start = {"decay": _start(features, decay=decay, threshold=threshold)["decay"]}
 
     def arguments(self) -> dict[str, Any]:
         """Constructor arguments that are no attributes: where the learnt values started."""
-        return {"decay": self._start}
+        return dict(self.start)
 
     @property
     def decay(self) -> Tensor:
@@ -68,11 +69,11 @@ class PLIF(Neuron):
 
     def step(self, x_t: Tensor, state: Membrane) -> tuple[Tensor, Membrane]:
         decay = along_channels("decay", self.decay, x_t)
-        h = state.v * decay + self._input(self._current(x_t, decay), state.quiet)
-        return self._fire(h, self.threshold, state.quiet)
+        x_t = heard(self._current(continues(x_t, state.v), decay), state.quiet, self.refractory)
+        return self._fire(state.v * decay + x_t, along_channels("threshold", self.threshold, x_t), state.quiet)
 
     def extra_repr(self) -> str:
-        own = f"features={self.features}" + (", decay_input=True" if self.decay_input else "")
+        own = f"decay={shown(self.start['decay'])}, features={self.features}" + ", decay_input=True" * self.decay_input
         return f"{own}, {self._described('threshold')}"
 
 
@@ -84,16 +85,18 @@ class LearnableThresholdLIF(Neuron):
 
     Args:
         decay: Leak in [0, 1], or where it starts, in (0, 1).
-        threshold: Where :math:`\theta` starts, > 0.
-        features: None learns one value for the layer; C learns one per channel of ``[T, B, C, *]``.
+        threshold: Where :math:`\theta` starts, > 0. Both: a number or one per channel, which is then learnt per channel.
+        features: C learns one value per channel of ``[T, B, C, *]``, None one for the layer where a number is given.
         learn_decay: Learn the leak as well.
         reset, surrogate, detach_reset, refractory: As in :func:`~snnrobust.neurons.lif`.
     """
 
+    fixed_decay: float | Tensor
+
     def __init__(
         self,
-        decay: float = 0.95,
-        threshold: float = 1.0,
+        decay: Constant = 0.95,
+        threshold: Constant = 1.0,
         features: int | None = None,
         learn_decay: bool = False,
         reset: Reset = "soft",
@@ -102,21 +105,22 @@ class LearnableThresholdLIF(Neuron):
         refractory: int = 0,
     ) -> None:
         super().__init__(reset, surrogate, detach_reset, refractory)
-        self.features, self._start = features, (decay, threshold)
+        self.features = features
         self.learn_decay = checks.boolean("learn_decay", learn_decay)
         if learn_decay:
             self.logit_decay = nn.Parameter(_starting("decay", decay, features, 1.0).logit())
         else:
-            checks.number("decay", decay, 0.0, 1.0, hint="use decay=1.0 for integrate-and-fire")
+            self._constant("decay", decay, 0.0, 1.0, positive=False, attribute="fixed_decay")
         self.log_threshold = nn.Parameter(_starting("threshold", threshold, features, math.inf).log())
+        self.start = _start(features, decay=decay, threshold=threshold)
 
     def arguments(self) -> dict[str, Any]:
         """Constructor arguments that are no attributes: where the learnt values started."""
-        return dict(zip(("decay", "threshold"), self._start, strict=True))
+        return dict(self.start)
 
     @property
     def decay(self) -> float | Tensor:
-        return torch.sigmoid(self.logit_decay) if self.learn_decay else self._start[0]
+        return torch.sigmoid(self.logit_decay) if self.learn_decay else self.fixed_decay
 
     @property
     def threshold(self) -> Tensor:  # type: ignore[override]
@@ -129,19 +133,47 @@ class LearnableThresholdLIF(Neuron):
         return self._rest(x_t)
 
     def step(self, x_t: Tensor, state: Membrane) -> tuple[Tensor, Membrane]:
-        h = state.v * along_channels("decay", self.decay, x_t) + self._input(x_t, state.quiet)
+        x_t = heard(continues(x_t, state.v), state.quiet, self.refractory)
+        h = state.v * along_channels("decay", self.decay, x_t) + x_t
         return self._fire(h, along_channels("threshold", self.threshold, x_t), state.quiet)
 
     def extra_repr(self) -> str:
-        own = f"features={self.features}" + (", learn_decay=True" if self.learn_decay else f", decay={self.decay}")
-        return f"{own}, {self._described()}"
+        own = [f"{name}={shown(value)}" for name, value in self.start.items()]
+        own += [f"features={self.features}", *["learn_decay=True"] * self.learn_decay]
+        return ", ".join([*own, self._described()])
 
 
-def _starting(name: str, value: float, features: int | None, high: float) -> Tensor:
+def _numbers(value: Constant) -> float | tuple[float, ...]:
+    value = value.tolist() if hasattr(value, "tolist") else value  # a tensor or an array
+    return tuple(value) if isinstance(value, list | tuple) else value  # type: ignore[return-value]
+
+
+def _starting(name: str, value: Constant, features: int | None, high: float) -> Tensor:
     """``value``, strictly within (0, high) after rounding too, as a scalar or one per channel."""
     shape = () if features is None else (checks.count("features", features),)
-    checks.number(name, value, 0.0, high, exclusive_low=True)
-    rounded = torch.tensor(value, dtype=torch.get_default_dtype(), device="cpu").item()  # not on the meta device
-    if not 0.0 < rounded < high:
-        raise ValueError(f"{name} must be between 0 and {high:g}, and not round to either, to be learnt, got {value}")
-    return torch.full(shape, rounded)
+    given = _numbers(value)
+    numbers = given if isinstance(given, tuple) else (given,)
+    if not numbers:
+        raise ValueError(f"{name} must be a number or one number per channel [C], got {value!r:.80}")
+    for number in numbers:
+        checks.number(name, number, 0.0, high, exclusive_low=True)
+    rounded = torch.tensor(numbers, dtype=torch.get_default_dtype(), device="cpu").tolist()  # not on the meta device
+    for number, as_stored in zip(numbers, rounded, strict=True):
+        if not 0.0 < as_stored < high:
+            raise ValueError(
+                f"{name} must be between 0 and {high:g}, and not round to either, to be learnt, got {number}"
+            )
+    return torch.tensor(rounded) if isinstance(given, tuple) else torch.full(shape, rounded[0])
+
+
+def _start(features: int | None, **values: Constant) -> dict[str, float | tuple[float, ...]]:
+    """The numbers that were given, as a checkpoint keeps them; all that are one per channel have as many."""
+    given = {name: _numbers(value) for name, value in values.items()}
+    sizes = {name: len(value) for name, value in given.items() if isinstance(value, tuple)}
+    sizes |= {} if features is None else {"features": features}
+    if len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        raise ValueError(
+            f"all must be for the same channels, but {shown}: leave out features, or give one value a channel"
+        )
+    return {n: tuple(map(float, v)) if isinstance(v, tuple) else float(v) for n, v in given.items()}

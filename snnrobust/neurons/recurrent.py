@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.neurons.lif import LIF
-from snnrobust.neurons.neuron import Neuron
+from snnrobust.neurons.neuron import Neuron, continues, potentials
 from snnrobust.temporal import State, Temporal
 
 __all__ = ["Recurrent"]
@@ -51,8 +51,13 @@ class Recurrent(Temporal):
         return RecurrentState(self.neuron.initial_state(x_t), torch.zeros_like(x_t))
 
     def step(self, x_t: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
-        s, after = self.neuron.step(self._fits(x_t) + self.recurrent(state.spikes), state.neuron)
+        x_t = continues(self._fits(x_t), state.spikes)
+        s, after = self.neuron.step(x_t + self.recurrent(state.spikes), state.neuron)
         return s, RecurrentState(after, s)
+
+    def membrane(self, x: Tensor) -> Tensor:
+        """The potential of its neurons after each step's reset, ``[T, B, F]``, without gradient."""
+        return potentials(self, lambda state: self.neuron.potential(state.neuron), x)
 
     def _fits(self, x_t: Tensor) -> Tensor:
         if x_t.dim() != 2 or x_t.shape[1] != self.features:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from snnrobust import checks
 
@@ -37,9 +38,12 @@ class Surrogate:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        checks.free_name(SURROGATES, cls)
         SURROGATES[cls.__name__] = cls
 
     def __post_init__(self) -> None:
+        if type(self).derivative is Surrogate.derivative:
+            raise TypeError(f"{type(self).__name__} has no derivative: use one that has, such as ATan(2.0)")
         for name, value in vars(self).items():
             checks.number(f"{type(self).__name__}.{name}", value, 0, exclusive_low=True)
 
@@ -159,6 +163,7 @@ class _Spike(torch.autograd.Function):
         return (u > 0 if strict else u >= 0).to(u.dtype).masked_fill_(u.isnan(), math.nan)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (at,) = ctx.saved_tensors
         return grad * ctx.surrogate.derivative(at), None, None, None

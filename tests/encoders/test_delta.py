@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snnrobust.encoders import Delta
+from snnrobust.neurons.surrogate import ATan
 
 X = torch.tensor([[0.0, 0.5, 0.25, 0.25, 1.0, 0.0]])  # [1, T]; every number is exact
 
@@ -35,10 +36,11 @@ def test_channels_are_on_and_off():
 
 
 def _smooth(x, threshold, before, polarity):
-    """What the spikes stand for, written out."""
+    """What the spikes stand for, written out: a step of height 1 at each threshold."""
     past = torch.cat([x[:, :1] if before == "first" else torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
-    d = ((x - past) / threshold).movedim(1, 0)
-    return d if polarity == "signed" else torch.cat([d.clamp(min=0), (-d).clamp(min=0)], 2)
+    d = (x - past).movedim(1, 0)
+    on, off = (torch.atan(torch.pi * (sign * d - threshold) / threshold) / torch.pi for sign in (1, -1))
+    return on - off if polarity == "signed" else torch.cat([on, off], 2)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -49,28 +51,32 @@ def _smooth(x, threshold, before, polarity):
     polarity=st.sampled_from(["signed", "channels"]),
     seed=st.integers(0, 1000),
 )
-def test_it_is_the_gradient_of_the_change_over_the_threshold(T, threshold, before, polarity, seed):
+def test_it_is_the_gradient_of_an_arc_tangent_at_each_threshold(T, threshold, before, polarity, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2, T, 3, dtype=torch.float64, generator=generator).requires_grad_()
     output, smooth = Delta(T, threshold, before, polarity)(x), _smooth(x, threshold, before, polarity)
     weight = torch.randn(output.shape, dtype=torch.float64, generator=generator)
-    if before == "first":  # there the change is 0 for good, and nothing depends on which half it takes
-        weight[0] = 0
     found, expected = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (output, smooth))
     torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("polarity", ["signed", "channels"])
-def test_neighbouring_frames_only(polarity):
-    x = torch.full((1, 4, 1), 0.5).requires_grad_()  # no change after the first: ON and OFF have half each
-    s = Delta(4, 0.2, polarity=polarity)(x)
-    (gradient,) = torch.autograd.grad(s[2, 0, 0], x)
-    half = 1.0 if polarity == "signed" else 0.5
-    torch.testing.assert_close(gradient.flatten(), half * torch.tensor([0.0, -5.0, 5.0, 0.0]))
-    if polarity == "channels":
-        s = Delta(4, 0.2, polarity=polarity)(x)
-        (gradient,) = torch.autograd.grad(s[2, 0, 1], x)
-        torch.testing.assert_close(gradient.flatten(), 0.5 * torch.tensor([0.0, 5.0, -5.0, 0.0]))
+def test_by_the_surrogate_of_the_neurons(polarity):
+    """d = 0.5, 0.1, -0.2, 0: the first two frames and no later one reach s_1."""
+    x, threshold, g = torch.tensor([[[0.5], [0.6], [0.4], [0.4]]], requires_grad=True), 0.2, ATan(2.0).derivative
+    s = Delta(4, threshold, polarity=polarity)(x)[1, 0]
+    on, off = (g(torch.tensor((0.1 + c) / threshold)) / threshold for c in (-threshold, threshold))
+    expected = (on + off,) if polarity == "signed" else (on, -off)
+    for channel, slope in enumerate(expected):
+        (gradient,) = torch.autograd.grad(s[channel], x, retain_graph=True)
+        torch.testing.assert_close(gradient.flatten(), slope * torch.tensor([-1.0, 1.0, 0.0, 0.0]))
+
+
+def test_a_readout_that_sums_over_time_feels_every_frame():
+    """What is 1 / theta everywhere adds up to the last frame's alone."""
+    x = torch.rand(2, 5, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (gradient,) = torch.autograd.grad(Delta(5, 0.3)(x).sum(), x)
+    assert (gradient != 0).all()
 
 
 # --- errors ---------------------------------------------------------------------------------------------------

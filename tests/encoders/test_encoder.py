@@ -113,6 +113,7 @@ def test_chunks_and_steps_are_the_whole(case, T, batch, rest, dtype, key, data):
         whole = encoder(x)
         assert torch.equal(torch.cat([encoder.encode(x, *piece) for piece in _pieces(T, cuts)]), whole)
         assert torch.equal(torch.stack([encoder.step(x, t) for t in range(T)]), whole)
+        assert torch.equal(torch.stack(list(encoder.stream(x))), whole)
     assert whole.shape == (T, batch, *encoder.output_shape(x.shape[1:]))
     assert whole.dtype == dtype
     assert whole.isfinite().all()
@@ -253,7 +254,12 @@ def _with(value):
 )
 def test_bad_input(case, spoil, error, message):
     encoder, x = case.make(3), spoil(case.input(3, 2))
-    for call in (lambda: encoder(x), lambda: encoder.step(x, 0)):
+    for call in (
+        lambda: encoder(x),
+        lambda: encoder.step(x, 0),
+        lambda: encoder.encode(x, 0, 1),
+        lambda: encoder.stream(x),
+    ):
         with pytest.raises(error, match="^" + re.escape(message)):
             call()
 
@@ -276,6 +282,52 @@ def test_values_outside_the_bounds(case):
 def test_a_step_that_does_not_exist(case, t):
     with pytest.raises(ValueError, match=f"^t must be one of the 3 time steps from 0 on, got {t}$"):
         case.make(3).step(case.input(3, 2), t)
+
+
+@every
+@pytest.mark.parametrize(
+    ("start", "steps", "error", "message"),
+    [
+        (-1, 2, ValueError, "start must be at least 0, got -1"),
+        (0, 0, ValueError, "steps must be at least 1, got 0"),
+        (2, 2, ValueError, "start + steps must be at most the 3 time steps, got 2 + 2 = 4"),
+        (0.0, 1, TypeError, "start must be an integer, got 0.0"),
+        (0, True, TypeError, "steps must be an integer, got True"),
+    ],
+)
+def test_a_piece_that_does_not_exist(case, start, steps, error, message):
+    with pytest.raises(error, match="^" + re.escape(message)):
+        case.make(3).encode(case.input(3, 2), start, steps)
+
+
+@every
+def test_a_stream_reads_its_input_once(meter, case):
+    """Kernels and bytes are linear in T, forward and backward."""
+    costs = []
+    for T in (16, 32, 64):
+        encoder, x = case.make(T), case.input(T, 2).requires_grad_()
+        with draws(encoder, 1):
+            with meter() as forward:
+                steps = list(encoder.stream(x))
+            with meter() as backward:
+                sum((s * (t + 1)).sum() for t, s in enumerate(steps)).backward()
+        costs.append(torch.tensor([forward.kernels, forward.bytes, backward.kernels, backward.bytes]))
+    grown = (costs[2] - costs[1]) - 2 * (costs[1] - costs[0])
+    assert (grown <= 0.02 * costs[0]).all(), costs
+
+
+def test_population_needs_channels():
+    with pytest.raises(ValueError, match=r"^Population needs samples \[C, ...\], got the shape \(\)"):
+        Population(2).output_shape(())
+
+
+def test_a_name_that_is_taken_is_refused():
+    before = dict(ENCODERS)
+    with pytest.raises(
+        TypeError, match=r"^the name Poisson is taken by snnrobust.encoders.poisson.Poisson: give .*<locals>.Poisson"
+    ):
+        type("Poisson", (Encoder,), {"__qualname__": "test.<locals>.Poisson"})
+    assert before == ENCODERS
 
 
 @pytest.mark.parametrize("kind", ENCODERS.values(), ids=ENCODERS)
@@ -317,7 +369,7 @@ def test_a_repr_shows_the_arguments():
 
 def test_a_new_encoder_is_one_small_class():
     class Constant(Encoder):
-        def encode(self, x, start, steps):
+        def _encode(self, x, start, steps):
             return torch.stack([x * (t + 1) for t in range(start, start + steps)])
 
     try:

@@ -53,6 +53,16 @@ def test_half_precision_is_that_of_the_input_only(mapping, dtype):
     assert torch.equal(Latency(30, mapping)(x).float(), Latency(30, mapping)(x.float()))
 
 
+def test_a_slope_that_float16_cannot_hold_is_refused():
+    x = torch.zeros(1, 2, dtype=torch.float16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(Latency(12, "logarithmic")(x)[0].sum(), x)
+    assert gradient.isfinite().all()
+    with pytest.raises(ValueError, match=r"^x must not be float16 for the logarithm of 13 time steps"):
+        Latency(13, "logarithmic")(x)
+    Latency(13, "logarithmic")(x.bfloat16())
+    Latency(13)(x)
+
+
 def test_the_brighter_the_earlier():
     x = torch.cat([torch.logspace(-8, 0, 400, dtype=torch.float64), torch.linspace(0, 1, 100)]).sort()[0][None]
     for mapping in MAPPINGS:

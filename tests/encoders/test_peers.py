@@ -84,6 +84,6 @@ def test_population_has_the_receptive_fields_of_spikingjelly() -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         spikes = encoding.PopSpikeEncoderRandom(3, 5, 20_000, (0.0, 1.0), 0.2)(x)
-    rates = Population(1, 5, 0.2).rates(x)
+    rates = Population(1, 5, 0.2)._rates(x)
     error = (rates * (1 - rates) / len(spikes)).sqrt() + 1e-4
     assert ((spikes.mean(0) - rates).abs() <= 5 * error).all()

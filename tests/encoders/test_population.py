@@ -23,7 +23,7 @@ def _encode(encoder, x, key=0):
 @pytest.mark.parametrize("sigma", [None, 0.3])
 def test_receptive_fields(sigma):
     x = [0.0, 0.2, 0.5, 1.0]
-    rates = Population(3, 5, sigma).rates(torch.tensor([x], dtype=torch.float64))
+    rates = Population(3, 5, sigma)._rates(torch.tensor([x], dtype=torch.float64))
     width = 0.25 / 1.5 if sigma is None else sigma
     expected = [math.exp(-((v - j / 4) ** 2) / (2 * width**2)) for v in x for j in range(5)]
     torch.testing.assert_close(rates, torch.tensor([expected], dtype=torch.float64))
@@ -33,7 +33,7 @@ def test_receptive_fields(sigma):
 def test_the_neurons_of_a_channel_lie_side_by_side(shape):
     x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     encoder = Population(4, 6)
-    rates, centres = encoder.rates(x), torch.linspace(0, 1, 6)
+    rates, centres = encoder._rates(x), torch.linspace(0, 1, 6)
     assert rates.shape == (2, *encoder.output_shape(shape)) == (2, 18, *shape[1:])
     for c in range(3):
         for j in range(6):
@@ -45,7 +45,7 @@ def test_rate_and_variance_of_every_neuron():
     T, B = 300, 60
     x = torch.linspace(0, 1, 7, dtype=torch.float64)
     encoder = Population(T, 4)
-    p = encoder.rates(x[None])[0]
+    p = encoder._rates(x[None])[0]
     spikes = _encode(encoder, x.expand(B, -1), key=1)
     for rate, count in zip(p.tolist(), spikes.sum((0, 1)).tolist(), strict=True):
         assert stats.binomtest(int(count), T * B, rate).pvalue > SIGNIFICANCE / len(p)
@@ -76,7 +76,7 @@ def test_the_gradient_is_that_of_the_rates():
     (found,) = torch.autograd.grad((encoder(x) * weight).sum(), x)
     with torch.no_grad():
         h = 1e-6
-        slope = (encoder.rates(x + h) - encoder.rates(x - h)) / (2 * h)
+        slope = (encoder._rates(x + h) - encoder._rates(x - h)) / (2 * h)
     expected = (weight.sum(0) * slope).view(3, 2, 6, 4).sum(2)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 

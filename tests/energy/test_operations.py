@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -77,6 +78,8 @@ def test_each_sample_may_stop_at_its_own_step(x):
     assert stopped.ac == pytest.approx(sum(one.ac for one in singles) / 7, rel=1e-12)
     assert stopped.updates == pytest.approx(5 * float(exits.double().mean()), rel=1e-12)
     assert same(operations.upto(torch.full((7,), T)), operations)
+    for kind in (np.int64, np.int32):
+        assert same(operations.upto(exits.numpy().astype(kind)), stopped)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,8 @@ def test_each_sample_may_stop_at_its_own_step(x):
         (1.0, TypeError, "steps must be an integer"),
         (torch.tensor([1] * 6), ValueError, r"int64 \[7\], one for each sample"),
         (torch.ones(7), ValueError, r"int64 \[7\], one for each sample"),
+        (np.ones(6, dtype=np.int64), ValueError, r"int64 \[7\], one for each sample"),
+        (np.ones(7), TypeError, "steps must be an integer"),
         (torch.tensor([0, 1, 1, 1, 1, 1, 1]), ValueError, "steps must be within 1..4, the steps that ran, got 0..1"),
         (torch.tensor([9, 1, 1, 1, 1, 1, 1]), ValueError, "steps must be within 1..4, the steps that ran, got 1..9"),
     ],

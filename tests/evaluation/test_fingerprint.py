@@ -1,9 +1,11 @@
 """A digest changes with everything that a stored result depends on, and with nothing else."""
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ from torch import Tensor, nn
 from snnrobust import hardware, models
 from snnrobust.attacks import PGD, Linf, cross_entropy, margin
 from snnrobust.draws import draws, keyed
-from snnrobust.encoders import Poisson
+from snnrobust.encoders import ENCODERS, Poisson
 from snnrobust.evaluation.fingerprint import fingerprint
-from snnrobust.neurons import LIF
+from snnrobust.layers import READOUTS
+from snnrobust.neurons import LIF, NEURONS
+from snnrobust.neurons.surrogate import ATan, Surrogate
 
 
 class Scaled(nn.Module):
@@ -73,6 +77,38 @@ def weighted(factor: float) -> Callable[[Tensor, Tensor], Tensor]:
 def test_different_things_differ(a: object, b: object) -> None:
     assert fingerprint(a) != fingerprint(b)
     assert fingerprint(a) == fingerprint(a)
+
+
+PARTS = [
+    (kind, name)
+    for registry in (NEURONS, ENCODERS, READOUTS)
+    for kind in registry.values()
+    if kind.__module__.startswith("snnrobust.")  # tests register theirs
+    for name, parameter in inspect.signature(kind).parameters.items()
+    if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+]
+FIRST = {"time_steps": 4}
+
+
+def another(kind: type, name: str) -> object:
+    """A value that the argument ``name`` may have, other than its first."""
+    value = FIRST.get(name, inspect.signature(kind).parameters[name].default)
+    if isinstance(value, str):
+        (choices,) = (get_args(t) for n, t in get_type_hints(kind.__init__).items() if n == name)
+        return next(c for c in choices if c != value)
+    if isinstance(value, Surrogate):
+        return ATan(3.0)
+    if isinstance(value, bool):
+        return not value
+    return 3 if value is None else value + 1 if isinstance(value, int) else 0.5 * value or 0.25
+
+
+@pytest.mark.parametrize(("kind", "name"), PARTS, ids=lambda v: v if isinstance(v, str) else v.__name__)
+def test_every_argument_of_a_part_counts(kind: type, name: str) -> None:
+    first = {n: v for n, v in FIRST.items() if n in inspect.signature(kind).parameters}
+    one, same, other = kind(**first), kind(**first), kind(**{**first, name: another(kind, name)})
+    assert fingerprint(nn.Sequential(one)) == fingerprint(nn.Sequential(same))
+    assert fingerprint(nn.Sequential(one)) != fingerprint(nn.Sequential(other))
 
 
 def test_what_does_not_matter_changes_nothing() -> None:

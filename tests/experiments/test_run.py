@@ -88,7 +88,8 @@ def test_the_folder_holds_everything(finished: Path) -> None:
     names = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
     assert names >= {
         "experiment.toml", "configuration.json", "versions.json", "results.json", "samples.csv", "report.html",
-        "models/ann.safetensors", "models/my-snn.safetensors", "models/ann.history.json", "models/ann.training.safetensors",
+        "models/ann.safetensors", "models/my-snn.safetensors", "models/blind.safetensors",
+        "models/ann.history.json", "models/ann.training.safetensors",
     }  # fmt: skip
     assert not [n for n in names if n.endswith(".tmp")]
     assert (finished / "experiment.toml").read_text() == TEXT

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from snnrobust.layers import BNTT, TDBN, TEBN
 from snnrobust.layers.batch_norm import batch_norm, check_features, check_steps
 
 
@@ -47,6 +48,23 @@ def test_eval_rounds_alike_for_any_batch_and_layout(dtype):
     nhwc = x.contiguous(memory_format=torch.channels_last)
     assert torch.equal(batch_norm(nhwc, *arguments, False, 0.1, 1e-5), y)
     assert torch.equal(batch_norm(x.mT.contiguous().mT, *arguments, False, 0.1, 1e-5), y)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_output_has_the_dtype_of_the_input(training, dtype):
+    """Statistics and weights stay float32, and what is computed from them is."""
+    x = _drawn(6, 3, 4).to(dtype)
+    layers = [BNTT(3, 2), TEBN(3, 2), TDBN(3)]
+    for layer in layers:
+        layer.train(training)
+        given = x if isinstance(layer, TDBN) else x[None].repeat(2, *[1] * x.dim())
+        y = layer(given)
+        assert y.dtype == dtype
+        assert layer.running_mean.dtype == torch.float32
+        torch.testing.assert_close(y, layer.train(training)(given.float()).to(dtype), rtol=0.05, atol=0.05)
+        if isinstance(layer, BNTT) or (isinstance(layer, TEBN) and not training):
+            assert layer.step(x, 0)[0].dtype == dtype
 
 
 def test_an_empty_batch_touches_no_statistics():

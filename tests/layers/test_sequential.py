@@ -10,6 +10,7 @@ import torch
 from spikingjelly.activation_based import neuron as jelly
 from torch import nn
 
+from snnrobust import models
 from snnrobust.layers import BNTT, Concat, MeanOutput, OrdinaryConcat, OrdinaryResidual, Residual, Sequential
 from snnrobust.neurons import IF, LIF
 from snnrobust.temporal import Temporal
@@ -203,3 +204,12 @@ def test_a_module_that_stands_twice_runs_twice():
     torch.testing.assert_close(torch.stack(steps), expected)
     nested = Sequential(nn.Sequential(linear, relu, relu), relu)
     assert len(list(nested._parts())) == 4
+
+
+def test_what_is_no_module_is_named():
+    with pytest.raises(
+        TypeError, match=r"Sequential holds modules .*got Residual.*: models\.Residual only describes a layer"
+    ):
+        Sequential(nn.Linear(2, 2), models.Residual((models.Dense(2),)))
+    with pytest.raises(TypeError, match="Sequential holds modules .*got 3"):
+        Sequential(3)

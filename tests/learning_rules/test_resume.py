@@ -183,3 +183,15 @@ def test_a_state_whose_shapes_do_not_fit_changes_nothing(tmp_path):
     with pytest.raises(ValueError, match=rf"another model: .*{REMEDY}"):
         BPTT().fit(other, Digits(), epochs=2, progress=False, checkpoint=path)
     assert (other.first == 0).all()
+
+
+def test_constants_per_channel_tell_trainings_apart(tmp_path):
+    """They are many, so a model's ``str`` leaves them out."""
+
+    def per_channel(threshold):
+        return lambda: spiking((Dense(2),), (1, 8, 8), 10, Direct(2), LIF(0.9, threshold), norm="none")
+
+    for make in (per_channel([5.0, 7.0]), per_channel([5.0, 7.0])):
+        BPTT().fit(fresh(make), Digits(), epochs=1, progress=False, checkpoint=tmp_path / "state")
+    with pytest.raises(ValueError, match=r"another training \(model differ\)"):
+        BPTT().fit(fresh(per_channel([1.0, 1.0])), Digits(), epochs=2, progress=False, checkpoint=tmp_path / "state")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from snnrobust import layers, neurons
 from snnrobust.encoders import Direct
 from snnrobust.models import (
     Activation,
@@ -193,3 +194,27 @@ def test_bad_descriptions(architecture, shape, classes, error, message):
 def test_bad_layers(make, error, message):
     with pytest.raises(error, match="^" + re.escape(message)):
         make()
+
+
+@pytest.mark.parametrize(
+    ("layer", "module"),
+    [
+        (Normalise(0.3, 0.2), "layers.Normalise"),
+        (Recurrent(4), "neurons.Recurrent"),
+        (Residual((Dense(4),)), "layers.Residual"),
+        (Dense(4), "a module of torch.nn or snnrobust.layers"),
+    ],
+)
+def test_a_description_that_is_called_names_the_module(layer, module):
+    with pytest.raises(TypeError, match=rf"models\.{type(layer).__name__} describes a layer.*call {module}"):
+        layer(torch.rand(1, 4))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [layers.Normalise(0.3, 0.2), neurons.Recurrent(4), layers.Residual(layers.Sequential())],
+)
+def test_a_module_in_a_description_names_the_layer(module):
+    name = type(module).__name__
+    with pytest.raises(TypeError, match=rf"(?s)got {name}.*models\.{name} describes one"):
+        fit((module,), (4,))

@@ -436,3 +436,25 @@ def test_a_model_that_cannot_be_described_is_not_half_written(tmp_path):
     with pytest.raises(TypeError, match="Bilinear cannot be described"):
         save(SpikingClassifier(Direct(2), Sequential(nn.Bilinear(2, 2, 2)), SpikeCount()), tmp_path / "m")
     assert os.listdir(tmp_path) == []
+
+
+def test_frozen_parameters_stay_frozen(tmp_path):
+    model = spiking((Dense(4), Dense(3)), (1, 8, 8), 10, Direct(2))
+    save(model, tmp_path / "free")
+    assert "frozen" not in read_tensors(tmp_path / "free", "model")[1]
+    names = ["network.1.weight", "network.2.weight"]
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    save(model, tmp_path / "frozen")
+    loaded = load(tmp_path / "frozen")
+    assert [name for name, p in loaded.named_parameters() if not p.requires_grad] == names
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(loaded(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("frozen", ["network.1.weight", ["network.1"], [["network.1.weight"]], [1], {}, None])
+def test_what_is_frozen_has_to_be_parameters(frozen, tmp_path):
+    model = spiking((Dense(4),), (1, 8, 8), 10, Direct(2))
+    write_tensors(tmp_path / "edited", "model", model.state_dict(), describe(model) | {"frozen": frozen})
+    with pytest.raises(ValueError, match="is damaged: it freezes"):
+        load(tmp_path / "edited")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from snnrobust.draws import draws
-from snnrobust.encoders import Direct, Poisson
+from snnrobust.encoders import Delta, Direct, Frames, Latency, LevelCrossing, Poisson
 from snnrobust.layers import BNTT, MeanMembrane, MeanOutput, Sequential, SpikeCount
 from snnrobust.models import SpikingClassifier
 from snnrobust.neurons import IF, LIF
@@ -114,6 +115,83 @@ def test_a_stream_that_is_left_open_keys_nothing():
         assert model.encoder._key is None
         assert not torch.equal(model(x), model(x))
         assert len(list(stream)) == 5
+
+
+@pytest.mark.parametrize("encoder", [Poisson(6), Direct(6)], ids=str)
+def test_a_stream_has_the_draws_of_its_call(encoder):
+    """Also where it is read after the context, or in another one."""
+    model, x = _classifier(encoder), _images(8)
+    ids = torch.arange(8) + 100
+    with torch.no_grad():
+        with draws(model, 3, ids):
+            expected, stream = model(x), model.stream(x)
+        outside = list(stream)[-1]
+        with draws(model, 3, ids):
+            stream = model.stream(x)
+        with draws(model, 4):
+            inside = list(stream)[-1]
+        with draws(model, 3, ids):
+            stream = model.stream(x)
+        taken = [next(stream)]
+        with draws(model, 4):
+            taken += [next(stream)]
+        taken += list(stream)
+    for last in (outside, inside, taken[-1]):
+        assert torch.equal(last, expected)
+
+
+class _Jitter(nn.Module):
+    """Random, and not ours."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(torch.rand(4))
+        return x + self.seen[-1].sum()
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+@pytest.mark.parametrize("encoder", [Poisson(4), Direct(4)], ids=str)
+def test_random_modules_that_are_not_ours_draw_at_each_step(encoder, keyed):
+    jitter = _Jitter()
+    model, x = SpikingClassifier(encoder, Sequential(nn.Flatten(), jitter, nn.Linear(16, 3)), MeanOutput()), _images(2)
+    for _ in range(2):
+        torch.manual_seed(5)
+        with draws(model, 1) if keyed else nullcontext():
+            stream = model.stream(x)
+        list(stream)
+    found = torch.stack(jitter.seen)
+    assert len(found) == 8
+    if keyed or model.encoder.stochastic:  # without a key and draws of its own they are torch's own next ones
+        assert torch.equal(found[:4], found[4:])
+    assert len(found[:4].unique(dim=0)) == 4
+
+
+def test_bad_images_are_refused_by_the_call_of_stream():
+    with pytest.raises(ValueError, match="x contains NaN"):
+        _classifier(Poisson(3)).stream(_images(2) * float("nan"))
+
+
+@pytest.mark.parametrize(
+    "encoder", [Direct, Poisson, Latency, Frames, Delta, LevelCrossing], ids=lambda kind: kind.__name__
+)
+def test_the_cost_of_a_stream_is_linear_in_time(meter, encoder):
+    """Forward and backward; the checks of values included."""
+    costs = []
+    for T in (16, 32, 64):
+        network = Sequential(nn.Flatten(), nn.Linear(6, 5), LIF(0.5), nn.Linear(5, 2))
+        model = SpikingClassifier(encoder(T), network, MeanMembrane())
+        moving = encoder in (Frames, Delta, LevelCrossing)
+        x = torch.rand((3, T, 1, 2, 3) if moving else (3, 1, 2, 3), generator=_generator()).requires_grad_()
+        with draws(model, 1):
+            with meter() as forward:
+                *_, last = model.stream(x)
+            with meter() as backward:
+                last.sum().backward()
+        costs.append(torch.tensor([forward.kernels, forward.bytes, backward.kernels, backward.bytes]))
+    assert ((costs[2] - costs[1]) - 2 * (costs[1] - costs[0]) <= 0.02 * costs[0]).all(), costs
 
 
 def test_a_deterministic_model_leaves_the_generator():

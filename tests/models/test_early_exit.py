@@ -17,6 +17,7 @@ from snnrobust.attacks import EOT, PGD, Backprop, Linf, cross_entropy
 from snnrobust.data import batches
 from snnrobust.draws import Stream, draws
 from snnrobust.encoders import Direct, Poisson
+from snnrobust.energy import count_operations
 from snnrobust.hardware import Chain, deploy
 from snnrobust.layers import BNTT, MeanMembrane, MeanOutput, Readout, Sequential, SpikeCount
 from snnrobust.models import SpikingClassifier
@@ -403,3 +404,35 @@ def test_bad_data(data, options, error, message):
         exit_curve(_model(), data, **options)
     with pytest.raises(TypeError, match="model must be a SpikingClassifier, got Linear"):
         exit_curve(nn.Linear(2, 2), data, **options)
+
+
+def test_a_confidence_that_is_just_reached_is_enough():
+    counting = Counting()
+    network = Sequential(nn.Flatten(), nn.Linear(16, 2), counting)
+    nn.init.zeros_(network[1].weight)
+    nn.init.zeros_(network[1].bias)
+    model, x = SpikingClassifier(Direct(3), network, MeanOutput()).eval(), _images(5)
+    curve = exit_curve(model, (x, torch.zeros(5).long()), np.array([0.5, np.nextafter(0.5, 1.0)]))
+    for i, (confidence, steps) in enumerate(((0.5, 1), (float(np.nextafter(0.5, 1.0)), 3))):
+        counting.steps = 0
+        EarlyExit(model, confidence)(x)
+        assert counting.steps == steps
+        assert exit_steps(model, x, confidence).tolist() == curve.exits(confidence).tolist() == [steps] * 5
+        assert curve.steps.mean[i] == steps
+
+
+def test_the_table_shows_what_stopping_leaves_of_the_operations():
+    model, x = _model(), _images(20)
+    curve = exit_curve(model, (x, torch.arange(20) % 3), [0.5, 0.9], key=3)
+    with draws(model, 3):
+        operations = count_operations(model, x)
+    lines = curve.table(operations).splitlines()
+    assert lines[0].split()[-2:] == lines[4].split()[-2:] == ["MAC", "AC"]
+    for line, steps in ((1, curve.exits(0.5)), (2, curve.exits(0.9)), (5, 1), (10, 6)):
+        executed = operations.upto(steps)
+        assert executed.ac > 0
+        assert lines[line].split()[-2:] == [f"{executed.mac:,.0f}", f"{executed.ac:,.0f}"]
+    assert lines[10].split()[-1] == f"{operations.ac:,.0f}"
+    for other in (operations.upto(5), count_operations(model, x[:5])):
+        with pytest.raises(ValueError, match="operations must be of the 20 samples and 6 time steps of this curve"):
+            curve.table(other)

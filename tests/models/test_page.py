@@ -22,8 +22,9 @@ def _size(model):
     return f"{sum(p.numel() for p in model.parameters()):,}"
 
 
-def test_the_examples(tmp_path):
-    names = {"folder": tmp_path}
+def test_the_examples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     assert len(blocks) == 4
     for block in blocks:

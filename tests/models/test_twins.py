@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from snnrobust.encoders import Direct, Frames, Poisson, Population, Rows
+from snnrobust.encoders import Delta, Direct, Frames, Latency, Phase, Poisson, Population, Rows, SignedPoisson
 from snnrobust.layers import BNTT, TDBN, TEBN, LastOutput, MeanMembrane, SpikeCount
 from snnrobust.models import (
     ARCHITECTURES,
@@ -21,6 +21,7 @@ from snnrobust.models import (
     DenseBlock,
     Dropout,
     GlobalPool,
+    Normalise,
     Pool,
     Recurrent,
     Residual,
@@ -31,7 +32,7 @@ from snnrobust.models import (
     spiking,
 )
 from snnrobust.models.architecture import fit
-from snnrobust.neurons import IF, LIF, LearnableThresholdLIF
+from snnrobust.neurons import IF, LIF, NEURONS, LearnableThresholdLIF
 from snnrobust.neurons import Recurrent as RecurrentNeurons
 
 SHAPE = (1, 8, 8)
@@ -146,12 +147,24 @@ def test_learnt_neurons_do_not_share_what_they_learn():
     assert [m.threshold for m in model.modules() if isinstance(m, TDBN)] == pytest.approx([0.5, 0.5])
 
 
-def test_thresholds_that_differ_are_no_scale():
-    neuron = LIF(threshold=(0.5, 0.7))
-    with pytest.raises(ValueError, match="norm TDBN scales by one threshold, but the neuron has one per channel"):
-        spiking((Dense(2),), SHAPE, 3, Direct(2), neuron, "TDBN")
-    equal = spiking((Dense(2),), SHAPE, 3, Direct(2), LIF(threshold=(0.5, 0.5)), "TDBN")
-    assert equal.network[2].threshold == 0.5
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kind", [k for k in NEURONS.values() if k.__module__.startswith("snnrobust.")])
+def test_every_neuron_under_every_norm(kind, norm, device):
+    with torch.device(device):
+        model = spiking((Dense(4), Dense(4)), SHAPE, 3, Direct(2), kind(threshold=0.5), norm)
+    scales = [m.threshold for m in model.modules() if isinstance(m, TDBN)]
+    assert scales == ([0.5, 0.5] if norm == "TDBN" else [])
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("thresholds", [(0.5, 0.7), (0.5, 0.5)])
+def test_a_threshold_for_each_channel_is_no_scale(thresholds, device):
+    with torch.device(device):
+        neuron = LIF(threshold=thresholds)
+        with pytest.raises(ValueError, match="norm TDBN scales by one threshold, but the neuron has one per channel"):
+            spiking((Dense(2),), SHAPE, 3, Direct(2), neuron, "TDBN")
+    neuron = LIF(threshold=thresholds)
     assert spiking((Dense(2),), SHAPE, 3, Direct(2), neuron)(torch.rand(2, *SHAPE)).shape == (2, 3)
 
 
@@ -251,3 +264,22 @@ def test_encoders_of_ordinary_networks():
 def test_a_norm_can_be_added(monkeypatch):
     monkeypatch.setitem(NORMS, "layer", lambda site: nn.GroupNorm(1, site.features))
     assert type(spiking((Conv(4),), SHAPE, 3, Direct(2), norm="layer").network[1]) is nn.GroupNorm
+
+
+@pytest.mark.parametrize("encoder", [Poisson(2), SignedPoisson(2), Population(2), Phase(2), Latency(2), Delta(1)])
+def test_spikes_are_not_normalised(encoder):
+    described = (Normalise(0.3, 0.2), Dense(4))
+    with pytest.raises(ValueError, match=rf"would normalise the spikes of {type(encoder).__name__}.*SignedPoisson"):
+        spiking(described, SHAPE, 3, encoder)
+    for values in (Direct(2), Rows(8), Frames(1)):
+        assert isinstance(spiking(described, SHAPE, 3, values), SpikingClassifier)
+
+
+@pytest.mark.parametrize("build", [ordinary, lambda *args: spiking(*args, Direct(2))])
+@pytest.mark.parametrize(
+    ("shape", "error"), [(4, TypeError), ("4", TypeError), (None, TypeError), ((), ValueError), ((1, 0), ValueError)]
+)
+@pytest.mark.parametrize("architecture", ["mlp", "lstm"])
+def test_a_shape_that_is_none(build, shape, error, architecture):
+    with pytest.raises(error, match=r"^shape must be"):
+        build(ARCHITECTURES[architecture], shape, 10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from snnrobust.neurons import ALIF, LIF
+from snnrobust.neurons import ALIF, LIF, alif
 
 
 def _column(*values):
@@ -60,3 +60,25 @@ def test_the_gradient_passes_through_the_adaptation():
         assert gradient.flatten().tolist() == pytest.approx(
             [-strength * (slopes[0] * slopes[1]).item(), slopes[1].item()]
         )
+
+
+def test_the_function_is_the_module_and_differentiates_its_constants():
+    x = torch.rand(9, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1.2
+    constants = [torch.tensor(v, dtype=torch.float64) for v in ([0.9, 0.8, 0.7], [0.7, 0.8, 0.9], [0.3] * 3, [0.7] * 3)]
+    assert torch.equal(alif(x, *constants, reset="hard"), ALIF(*constants, reset="hard")(x))
+    assert torch.equal(alif(x), ALIF()(x))
+    wanted = [c.clone().requires_grad_() for c in constants]
+    gradients = torch.autograd.grad(alif(x, *wanted, detach_reset=False).sum(), wanted)
+    assert all((g != 0).all() and g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("decay", 1.5), ("threshold", 0.0), ("adaptation", -1.0), ("adaptation_decay", float("nan"))]
+)
+def test_constants_are_checked_whenever_they_are_used(name, value):
+    x = torch.rand(3, 2, 4)
+    neuron = ALIF()
+    setattr(neuron, name, value)
+    for run in (lambda: alif(x, **{name: value}), lambda: alif(x, **{name: torch.tensor(value)}), lambda: neuron(x)):
+        with pytest.raises(ValueError, match=f"^{name} must be in"):
+            run()

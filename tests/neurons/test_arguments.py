@@ -28,7 +28,8 @@ def test_values_per_channel_have_to_fit(make):
     [
         ([], ValueError, "must be a number or one number per channel [C], got []"),
         ([[0.5]], ValueError, "must be a number or one number per channel [C], got [[0.5]]"),
-        (torch.tensor(0.5), ValueError, "must be a number or one number per channel [C], got tensor(0.5000)"),
+        (torch.tensor([[0.5]]), ValueError, "must be a number or one number per channel [C], got tensor([[0.5000]])"),
+        (torch.tensor(-0.5), ValueError, "got -0.5"),
         (None, TypeError, "must be a number or one number per channel, got None"),
         ([0.5, "a"], TypeError, "must be a number, got 'a'"),
         ([0.5, -1.0], ValueError, "got -1.0"),
@@ -89,6 +90,8 @@ def test_constants_become_buffers_and_numbers_stay_attributes():
     assert neuron.decay.tolist() == [0.0, 1.0, 1.0]
     assert LIF(torch.tensor([0.5], dtype=torch.float64)).decay.dtype == torch.float64
     assert (LIF(1).decay, LIF(1, 2).threshold) == (1.0, 2.0)
+    assert LIF(torch.tensor(0.5), torch.tensor(2)).decay == 0.5
+    assert not list(LIF(torch.tensor(0.5)).buffers())
     given = torch.tensor([0.5, 0.5])
     neuron = LIF(given)
     given.zero_()
@@ -114,15 +117,16 @@ def test_the_buffers_travel_with_the_state_dict():
         (IF(2.0, "hard"), "IF(threshold=2.0, reset='hard', surrogate=ATan(alpha=2.0))"),
         (
             PLIF(decay_input=True),
-            "PLIF(features=None, decay_input=True, threshold=1.0, reset='soft', surrogate=ATan(alpha=2.0))",
+            "PLIF(decay=0.5, features=None, decay_input=True, threshold=1.0, reset='soft', surrogate=ATan(alpha=2.0))",
         ),
         (
             LearnableThresholdLIF(features=3),
-            "LearnableThresholdLIF(features=3, decay=0.95, reset='soft', surrogate=ATan(alpha=2.0))",
+            "LearnableThresholdLIF(decay=0.95, threshold=1.0, features=3, reset='soft', surrogate=ATan(alpha=2.0))",
         ),
         (
-            LearnableThresholdLIF(learn_decay=True),
-            "LearnableThresholdLIF(features=None, learn_decay=True, reset='soft', surrogate=ATan(alpha=2.0))",
+            LearnableThresholdLIF([0.5, 0.6], learn_decay=True),
+            "LearnableThresholdLIF(decay=2 values, threshold=1.0, features=None, learn_decay=True, "
+            "reset='soft', surrogate=ATan(alpha=2.0))",
         ),
         (CuBaLIF(), "CuBaLIF(current_decay=0.5, decay=0.95, threshold=1.0, reset='soft', surrogate=ATan(alpha=2.0))"),
         (

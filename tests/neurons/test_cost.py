@@ -4,37 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from snnrobust.layers import Sequential
 from snnrobust.neurons import ALIF, IF, LIF, PLIF, CuBaLIF, LearnableThresholdLIF, Recurrent
 from snnrobust.neurons.surrogate import SpikeTime
 
 
-class Meter(TorchDispatchMode):
-    """Counts kernels, and the bytes of the new tensors that they return."""
-
-    def __init__(self):
-        super().__init__()
-        self.kernels = self.bytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        before = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        new = [
-            t for t in tree_leaves(result) if isinstance(t, torch.Tensor) and t.untyped_storage()._cdata not in before
-        ]
-        self.kernels += 1
-        self.bytes += sum(t.untyped_storage().nbytes() for t in new)
-        return result
-
-
-def _cost(module, T):
+def _cost(meter, module, T):
     x = torch.rand(T, 2, 3, requires_grad=True)
-    with Meter() as forward:
+    with meter() as forward:
         spikes = module(x)
-    with Meter() as backward:
+    with meter() as backward:
         spikes.sum().backward()
     return [forward.kernels, forward.bytes, backward.kernels, backward.bytes]
 
@@ -54,18 +34,18 @@ def _cost(module, T):
     ],
     ids=lambda module: type(module).__name__,
 )
-def test_cost_is_linear_in_time(module):
-    costs = [torch.tensor(_cost(module, T)) for T in (16, 32, 64)]
+def test_cost_is_linear_in_time(meter, module):
+    costs = [torch.tensor(_cost(meter, module, T)) for T in (16, 32, 64)]
     assert (costs[0] > 0).all()
     assert torch.equal(costs[2] - costs[1], 2 * (costs[1] - costs[0])), costs
 
 
-def test_the_meter_sees_what_indexing_costs():
+def test_the_meter_sees_what_indexing_costs(meter):
     """Each ``x[t]`` allocates a gradient of the size of ``x``."""
 
     class Indexed(torch.nn.Module):
         def forward(self, x):
             return torch.stack([x[t] * 2.0 for t in range(len(x))])
 
-    costs = [_cost(Indexed(), T)[3] for T in (16, 32, 64)]
+    costs = [_cost(meter, Indexed(), T)[3] for T in (16, 32, 64)]
     assert costs[2] - costs[1] > 3 * (costs[1] - costs[0])

@@ -345,7 +345,7 @@ def test_equals_snntorch(decay, reset, options, detach_reset):
         ({"decay": "0.9"}, TypeError, "decay must be a number, got '0.9'"),
         ({"decay": 0.9, "threshold": 0.0}, ValueError, "threshold must be in (0, inf], got 0.0"),
         ({"decay": 0.9, "threshold": -1}, ValueError, "threshold must be in (0, inf], got -1"),
-        ({"decay": 0.9, "threshold": float("inf")}, ValueError, "threshold must be in (0, inf], got inf"),
+        ({"decay": 0.9, "threshold": float("inf")}, ValueError, "threshold must be finite and in (0, inf], got inf"),
         ({"decay": 0.9, "reset": "none"}, ValueError, "reset must be one of soft, hard; got 'none'"),
         ({"decay": 0.9, "surrogate": "ATan"}, TypeError, "surrogate must be a Surrogate such as ATan(2.0), got 'ATan'"),
         (

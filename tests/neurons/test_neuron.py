@@ -193,14 +193,11 @@ def test_spikes_and_membranes_of_images_are_those_of_a_plain_loop(reference, cas
     neuron, x = _make(case, seed, **rule), _input(*shape, seed=seed)
     spikes, potentials = reference.run(x, reference.slopes["ATan"][1], **CASES[case][1](neuron), **rule)
     assert torch.equal(neuron(x), spikes)
-    if isinstance(neuron, Neuron):
-        torch.testing.assert_close(neuron.membrane(x), potentials, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(neuron.membrane(x), potentials, rtol=1e-12, atol=1e-12)
 
 
 def test_the_membrane_has_no_gradient_and_shows_the_reset(case):
     neuron = _make(case, reset="hard")
-    if not isinstance(neuron, Neuron):
-        pytest.skip("Recurrent holds a neuron, and is none")
     x = _input(8, 2, C).requires_grad_()
     v, spikes = neuron.membrane(x), neuron(x)
     assert not v.requires_grad
@@ -298,7 +295,7 @@ def test_non_contiguous(case):
 )
 def test_bad_input(case, x, error):
     neuron = _make(case)
-    for function in (neuron, *([neuron.membrane] if isinstance(neuron, Neuron) else [])):
+    for function in (neuron, neuron.membrane):
         with pytest.raises(error, match=r"^x must be "):
             function(x)
 
@@ -307,6 +304,28 @@ def test_a_stream_of_integers_is_refused(case):
     neuron, x_t = _make(case), torch.ones(2, C, dtype=torch.long)
     with pytest.raises(TypeError, match=r"x_t must be floating, got torch.int64: convert with x_t.float\(\)"):
         neuron.initial_state(x_t)
+
+
+def test_a_state_of_another_batch_is_refused(case):
+    neuron = _make(case)
+    for one, other in ((1, 4), (4, 1), (2, 3)):
+        state = neuron.initial_state(torch.zeros(one, C, dtype=torch.float64))
+        with pytest.raises(ValueError, match=rf"^the state is one of inputs \({one}, 3\) .*: begin with initial_state"):
+            neuron.step(torch.zeros(other, C, dtype=torch.float64), state)
+    with pytest.raises(
+        ValueError, match=r"^the state is one of inputs \(2, 3\) of torch.float64, and .* of torch.float32"
+    ):
+        neuron.step(torch.zeros(2, C), neuron.initial_state(torch.zeros(2, C, dtype=torch.float64)))
+
+
+def test_a_rule_that_was_set_to_nonsense_is_noticed(case):
+    x = _input(4, 2, C)
+    for name, value in (("reset", "none"), ("surrogate", None), ("detach_reset", 1), ("refractory", -1)):
+        neuron = _make(case)
+        setattr(neuron.neuron if isinstance(neuron, Recurrent) else neuron, name, value)
+        for run in (neuron, lambda x, neuron=neuron: neuron.initial_state(x[0])):
+            with pytest.raises((ValueError, TypeError), match=f"^{name} must be"):
+                run(x)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 
+import numpy as np
 import pytest
 import spikingjelly.activation_based.neuron
 import spikingjelly.activation_based.surrogate
 import torch
 
+from snnrobust.evaluation.fingerprint import fingerprint
+from snnrobust.models.description import build, describe
 from snnrobust.neurons import LIF, PLIF, LearnableThresholdLIF
 from snnrobust.neurons.surrogate import ATan, Triangle
 
@@ -86,6 +90,39 @@ def test_it_starts_where_it_is_told(value):
     assert LearnableThresholdLIF(threshold=100 * value).threshold.item() == pytest.approx(100 * value, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PLIF([0.3, 0.6, 0.9], [0.5, 1.0, 1.5]),
+        lambda: PLIF((0.3, 0.6, 0.9), torch.tensor([0.5, 1.0, 1.5]), features=3),
+        lambda: PLIF(np.array([0.3, 0.6, 0.9]), np.array([0.5, 1.0, 1.5])),
+        lambda: LearnableThresholdLIF([0.3, 0.6, 0.9], [0.5, 1.0, 1.5]),
+        lambda: LearnableThresholdLIF(torch.tensor([0.3, 0.6, 0.9]), [0.5, 1.0, 1.5], learn_decay=True),
+    ],
+)
+def test_starts_per_channel(make):
+    neuron, x = make(), _input(12, 4, 3, high=1.4).float()
+    spikes = neuron(x)
+    for channel, (decay, threshold) in enumerate([(0.3, 0.5), (0.6, 1.0), (0.9, 1.5)]):
+        assert torch.equal(spikes[:, :, channel], LIF(decay, threshold)(x[:, :, channel]))
+    for p in neuron.parameters():
+        assert p.shape == (3,)
+    state = neuron.initial_state(x[0])
+    assert torch.equal(neuron.step(x[0], state)[0], spikes[0])
+    again = build(json.loads(json.dumps(describe(neuron))))
+    assert repr(again) == repr(neuron)
+    again.load_state_dict(neuron.state_dict())
+    assert torch.equal(again(x), spikes)
+
+
+@pytest.mark.parametrize("make", [PLIF, LearnableThresholdLIF, lambda d: LearnableThresholdLIF(d, learn_decay=True)])
+def test_another_leak_is_another_model(make):
+    """Also where it is no parameter: a stored result is read back by this digest."""
+    for one, other in ((0.5, 0.9), ([0.5, 0.5], [0.5, 0.9])):
+        assert fingerprint(make(one)) != fingerprint(make(other))
+        assert fingerprint(make(one)) == fingerprint(make(one))
+
+
 def test_what_is_learnt():
     assert [name for name, _ in PLIF().named_parameters()] == ["logit_decay"]
     assert [name for name, _ in LearnableThresholdLIF().named_parameters()] == ["log_threshold"]
@@ -132,7 +169,31 @@ def test_learning_brings_the_rate_to_its_aim(make, threshold_only):
         (lambda: PLIF(1 - 1e-12), ValueError, "decay must be between 0 and 1, and not round to either"),
         (lambda: PLIF(1e-50), ValueError, "decay must be between 0 and 1, and not round to either"),
         (lambda: PLIF(1.5), ValueError, "decay must be in (0, 1], got 1.5"),
-        (lambda: PLIF([0.5, 0.5]), TypeError, "decay must be a number, got [0.5, 0.5]"),
+        (
+            lambda: PLIF([0.5, 1.0]),
+            ValueError,
+            "decay must be between 0 and 1, and not round to either, to be learnt, got 1.0",
+        ),
+        (lambda: PLIF([]), ValueError, "decay must be a number or one number per channel [C], got []"),
+        (lambda: PLIF([[0.5]]), TypeError, "decay must be a number, got [0.5]"),
+        (lambda: PLIF(None), TypeError, "decay must be a number, got None"),
+        (
+            lambda: PLIF([0.5, 0.5], features=3),
+            ValueError,
+            "all must be for the same channels, but decay has 2, features has 3",
+        ),
+        (
+            lambda: PLIF(threshold=[1.0, 2.0], features=3),
+            ValueError,
+            "all must be for the same channels, but threshold has 2",
+        ),
+        (
+            lambda: LearnableThresholdLIF([0.5, 0.5], [1.0, 1.0, 1.0]),
+            ValueError,
+            "all must be for the same channels, but decay has 2, threshold has 3",
+        ),
+        (lambda: LearnableThresholdLIF([0.5, 1.5]), ValueError, "decay must be in [0, 1], got 1.5: use decay=1.0"),
+        (lambda: LearnableThresholdLIF(threshold=[1.0, 0.0]), ValueError, "threshold must be in (0, inf], got 0.0"),
         (lambda: PLIF(threshold=0.0), ValueError, "threshold must be in (0, inf], got 0.0"),
         (lambda: PLIF(features=0), ValueError, "features must be at least 1, got 0"),
         (lambda: PLIF(features=2.0), TypeError, "features must be an integer, got 2.0"),

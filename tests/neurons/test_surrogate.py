@@ -123,7 +123,7 @@ def test_spike_fires_at_zero():
 @pytest.mark.parametrize("kind", [ATan, Triangle, FastSigmoid, Sigmoid, Rectangle, Gaussian, Exponential, SpikeTime])
 def test_parameters_are_checked_and_frozen(kind):
     for value in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=rf"{kind.__name__}\.\w+ must be in \(0, inf\], got {value}"):
+        with pytest.raises(ValueError, match=rf"{kind.__name__}\.\w+ must be (finite and )?in \(0, inf\], got {value}"):
             kind(value)
     with pytest.raises(TypeError, match=r"must be a number, got '2'"):
         kind("2")
@@ -131,6 +131,21 @@ def test_parameters_are_checked_and_frozen(kind):
         setattr(kind(), dataclasses.fields(kind)[0].name, 3.0)
     assert kind(1.5) == kind(1.5)
     assert kind(1.5) != kind(1.25)
+
+
+def test_a_surrogate_without_derivative_is_refused():
+    with pytest.raises(TypeError, match=r"^Surrogate has no derivative: use one that has, such as ATan\(2.0\)$"):
+        Surrogate()
+
+
+@pytest.mark.parametrize("kind", [ALIF, lambda: Sequential(nn.Identity(), ALIF())])
+def test_a_second_derivative_is_refused(kind):
+    """That of the surrogate would be missing from it."""
+    x = torch.rand(4, 2, 3, requires_grad=True)
+    for neuron in (kind(), LIF(0.9)):
+        (gradient,) = torch.autograd.grad(neuron(x).square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.sum().backward()
 
 
 def test_every_parameter_is_checked():
