@@ -211,5 +211,5 @@ def test_what_is_no_module_is_named():
         TypeError, match=r"Sequential holds modules .*got Residual.*: models\.Residual only describes a layer"
     ):
         Sequential(nn.Linear(2, 2), models.Residual((models.Dense(2),)))
-    with pytest.raises(TypeError, match="Sequential holds modules .*got 3"):
+    with pytest.raises(TypeError, match=r"Sequential holds modules .*got 3"):
         Sequential(3)
