@@ -142,6 +142,7 @@ def test_compile_changes_neither_logits_nor_gradients(model, shape):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")  # torch's compiler uses it itself
 @pytest.mark.parametrize("encoder", [Direct(T), Poisson(T)], ids=lambda e: type(e).__name__)
 def test_compile_with_inductor(encoder):
     torch.compiler.reset()
