@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo  # torch.compiler.disable loads the whole compiler
 
 from snnrobust import checks
 
@@ -201,6 +202,7 @@ def keyed(key: int, model: nn.Module | None = None) -> Iterator[None]:
         yield
 
 
+@_disable_dynamo  # around a graph break it is run, not traced: it walks all modules and returns a number
 def fresh_key(model: nn.Module) -> int | None:
     """One key from torch's generator for a whole forward; None if ``model`` draws nothing or :func:`draws` has set a key."""
     stochastic = [m for m in model.modules() if isinstance(m, Stochastic) and m.stochastic]
