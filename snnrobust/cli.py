@@ -229,7 +229,9 @@ def _gammas(model: SpikingClassifier, operations: Operations) -> str:
     if steps == model.time_steps:
         return "\n".join([*lines, f"no step can be left out: at step {steps} it is 0.1 or more in some layer"])
     saved = f"saves {operations.mac - cut.mac:,.0f} MAC and {operations.ac - cut.ac:,.0f} AC a sample"
-    return "\n".join([*lines, f"below 0.1 in every layer after step {steps} of {model.time_steps}: stopping there {saved}"])
+    return "\n".join(
+        [*lines, f"below 0.1 in every layer after step {steps} of {model.time_steps}: stopping there {saved}"]
+    )
 
 
 def _probe(model: nn.Module, x: Tensor, problem: str) -> None:
