@@ -49,7 +49,7 @@ clean:  ## remove caches and build products; keep .venv and runs
 	@find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp goes first and comes back last, so that an interrupted set-up is never taken for a finished one.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard snnrobust/kernels/csrc/*)
 	@rm -f $(STAMP)
 	@echo '==> set-up 1/3: looks for Python 3.11 or newer'
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -1,0 +1,5 @@
+"""Kernels: fused C code for the hot paths, each with a fallback in torch operations that gives the same forward bits."""
+
+from snnrobust.kernels.native import available, status
+
+__all__ = ["available", "status"]
