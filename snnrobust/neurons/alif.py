@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from snnrobust import checks
+from snnrobust.kernels.lif import state_dtype
 from snnrobust.neurons.neuron import (
     Constant,
     Neuron,
@@ -69,7 +70,7 @@ def alif(
         along_channels("adaptation", within("adaptation", adaptation, math.inf), x[0]),
         along_channels("adaptation_decay", within("adaptation_decay", adaptation_decay, 1.0), x[0]),
     )
-    rest, timed = torch.zeros_like(x[0]), refractory > 0 or surrogate.timed
+    rest, timed = torch.zeros_like(x[0], dtype=state_dtype(x.dtype)), refractory > 0 or surrogate.timed
     state = AdaptiveState(rest, silence(rest) if timed else None, rest)
     spikes = []
     for x_t in x.unbind(0):
@@ -87,7 +88,7 @@ def _step(
     decay, threshold, adaptation, adaptation_decay = constants
     h = state.v * decay + heard(x_t, state.quiet, rule[3])
     s, membrane = fire(h, threshold + state.adaptation * adaptation, state.quiet, *rule)
-    return s, AdaptiveState(*membrane, state.adaptation * adaptation_decay + s)
+    return s.to(x_t.dtype), AdaptiveState(*membrane, state.adaptation * adaptation_decay + s)
 
 
 class ALIF(Neuron):
@@ -121,7 +122,8 @@ class ALIF(Neuron):
         )  # fmt: skip
 
     def initial_state(self, x_t: Tensor) -> AdaptiveState:
-        return AdaptiveState(*self._rest(x_t), torch.zeros_like(x_t))
+        rest = self._rest(x_t)
+        return AdaptiveState(*rest, torch.zeros_like(rest.v))
 
     def step(self, x_t: Tensor, state: AdaptiveState) -> tuple[Tensor, AdaptiveState]:
         constants = (

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from snnrobust import checks
+from snnrobust.kernels.lif import state_dtype
 from snnrobust.neurons.lif import lif
 from snnrobust.neurons.neuron import Constant, Neuron, Reset, along_channels, continues, heard
 from snnrobust.neurons.surrogate import ATan, Surrogate
@@ -106,17 +107,19 @@ class CuBaLIF(Neuron):
         self._constant("threshold", threshold, 0.0, math.inf, positive=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        current = leaky_integral(x, self.current_decay)
-        return lif(current, self.decay, self.threshold, self.reset, self.surrogate, self.detach_reset, self.refractory)
+        current = leaky_integral(checks.sequence("x", x).to(state_dtype(x.dtype)), self.current_decay)
+        rule = self.reset, self.surrogate, self.detach_reset, self.refractory
+        return lif(current, self.decay, self.threshold, *rule).to(x.dtype)
 
     def initial_state(self, x_t: Tensor) -> CurrentState:
-        return CurrentState(*self._rest(x_t), torch.zeros_like(x_t))
+        rest = self._rest(x_t)
+        return CurrentState(*rest, torch.zeros_like(rest.v))
 
     def step(self, x_t: Tensor, state: CurrentState) -> tuple[Tensor, CurrentState]:
         x_t = continues(x_t, state.v)
         current = state.current * along_channels("current_decay", self.current_decay, x_t) + x_t
         h = state.v * along_channels("decay", self.decay, x_t) + heard(current, state.quiet, self.refractory)
-        s, membrane = self._fire(h, along_channels("threshold", self.threshold, x_t), state.quiet)
+        s, membrane = self._fire(h, along_channels("threshold", self.threshold, x_t), state.quiet, x_t.dtype)
         return s, CurrentState(*membrane, current)
 
     def extra_repr(self) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from snnrobust import checks
+from snnrobust.kernels.lif import GIVEN, saves, state_dtype
+from snnrobust.kernels.lif_fallback import steps_since_spike
 from snnrobust.neurons.neuron import (
     Constant,
     Membrane,
@@ -22,9 +24,9 @@ from snnrobust.neurons.neuron import (
     silence,
     within,
 )
-from snnrobust.neurons.surrogate import ATan, Surrogate
+from snnrobust.neurons.surrogate import ATan, Surrogate, in_kernel
 
-__all__ = ["IF", "LIF", "lif"]
+__all__ = ["IF", "LIF", "lif", "lif_from", "lif_shown"]
 
 
 def lif(
@@ -61,131 +63,167 @@ def lif(
     Source: Neftci, Mostafa and Zenke 2019.
     """
     checks.sequence("x", x)
+    rule = _rule(decay, threshold, reset, surrogate, detach_reset, refractory)
+    return _LIF.apply(x, 0, None, None, *_constants(decay, threshold, x), rule, False)[0]  # type: ignore[no-any-return, no-untyped-call]
+
+
+def lif_shown(
+    x: Tensor,
+    steps: int,
+    decay: float | Tensor,
+    threshold: float | Tensor = 1.0,
+    reset: Reset = "soft",
+    surrogate: Surrogate = ATan(2.0),  # noqa: B008 (frozen: safe to share)
+    detach_reset: bool = True,
+    refractory: int = 0,
+) -> Tensor:
+    """:func:`lif` of the same current ``x`` ``[B, *]`` at each of ``steps`` time steps, which are never stored."""
+    checks.sequence("x", x[None])
+    checks.count("steps", steps)
+    rule = _rule(decay, threshold, reset, surrogate, detach_reset, refractory)
+    return _LIF.apply(x, steps, None, None, *_constants(decay, threshold, x[None]), rule, False)[0]  # type: ignore[no-any-return, no-untyped-call]
+
+
+def lif_from(
+    x: Tensor,
+    state: Membrane,
+    decay: float | Tensor,
+    threshold: float | Tensor = 1.0,
+    reset: Reset = "soft",
+    surrogate: Surrogate = ATan(2.0),  # noqa: B008 (frozen: safe to share)
+    detach_reset: bool = True,
+    refractory: int = 0,
+) -> tuple[Tensor, Membrane]:
+    """:func:`lif` from ``state`` instead of rest, and the state after the last step. Gradients pass through both."""
+    checks.sequence("x", x)
+    continues(x[0], state.v)
+    rule = _rule(decay, threshold, reset, surrogate, detach_reset, refractory)
+    if _timed(rule) and state.quiet is None:
+        raise ValueError(f"{surrogate} needs the time since the last spike: start the stream under this surrogate")
+    s, *after = _LIF.apply(x, 0, state.v, state.quiet, *_constants(decay, threshold, x), rule, True)  # type: ignore[no-untyped-call]
+    return s, Membrane(after[0], after[1] if _timed(rule) else state.quiet)
+
+
+class _Rule(NamedTuple):
+    hard: bool
+    surrogate: Surrogate
+    detach_reset: bool
+    refractory: int
+
+
+def _timed(rule: _Rule) -> bool:
+    return rule.refractory > 0 or rule.surrogate.timed
+
+
+def _rule(
+    decay: float | Tensor, threshold: float | Tensor, reset: Reset, surrogate: Surrogate, detach_reset: bool, refractory: int
+) -> _Rule:
     check_rule(reset, surrogate, detach_reset, refractory)
-    decay = along_channels("decay", within("decay", decay, 1.0), x[0])
-    threshold = along_channels("threshold", within("threshold", threshold, math.inf, positive=True), x[0])
-    return _LIF.apply(x, decay, threshold, reset == "hard", surrogate, detach_reset, refractory)  # type: ignore[no-any-return, no-untyped-call]
+    within("decay", decay, 1.0)
+    within("threshold", threshold, math.inf, positive=True)
+    return _Rule(reset == "hard", surrogate, detach_reset, refractory)
+
+
+def _constants(decay: float | Tensor, threshold: float | Tensor, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
+    if isinstance(decay, Tensor):
+        decay = along_channels("decay", decay, x[0])
+    if isinstance(threshold, Tensor):
+        threshold = along_channels("threshold", threshold, x[0])
+    return decay, threshold
 
 
 class _LIF(torch.autograd.Function):
-    """The whole sequence in one node: T steps of a handful of kernels, and no graph of T steps to walk back."""
+    """The whole sequence in one node, which keeps ``x`` or the potentials (see :func:`snnrobust.kernels.saving`)."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
+        steps: int,
+        v0: Tensor | None,
+        quiet0: Tensor | None,
         decay: float | Tensor,
         threshold: float | Tensor,
-        hard: bool,
-        surrogate: Surrogate,
-        detach_reset: bool,
-        refractory: int,
-    ) -> Tensor:
-        # a graph with gradients may not write into views, and fuses the copies
-        h, s = (_traced if torch.compiler.is_compiling() else _in_place)(x, decay, threshold, hard, refractory)
-        values = [p if isinstance(p, Tensor) else None for p in (decay, threshold)]
-        ctx.save_for_backward(h, s, *values)
-        ctx.constants = decay if values[0] is None else None, threshold if values[1] is None else None
-        ctx.rule = hard, surrogate, detach_reset, refractory
-        return s
+        rule: _Rule,
+        keep_state: bool,
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        kind, _, _ = kernel = in_kernel(rule.surrogate)
+        timed = _timed(rule)
+        (beta, betas), (theta, thetas) = _split(decay), _split(threshold)
+        keep_h = any(ctx.needs_input_grad) and saves(x, kind)
+        if _exporting():  # an exported program holds torch operations alone, and runs where this package is not
+            return (_traced(x.expand(steps, *x.shape) if steps else x, decay, threshold, rule.hard, rule.refractory),)
+        out = torch.ops.snnrobust.lif_forward(
+            x, steps, v0, quiet0, beta, theta, betas, thetas,
+            rule.hard, rule.refractory, keep_h, keep_state, timed,
+        )  # fmt: skip
+        h = out.pop(1) if keep_h else None
+        # with the potentials, x itself matters only where spikes have to be told apart from silence
+        ctx.save_for_backward(x if h is None or timed else None, h, v0, quiet0, betas, thetas)
+        ctx.numbers, ctx.rule, ctx.kernel, ctx.steps = (beta, theta), rule, kernel, steps
+        ctx.shapes = [p.shape if isinstance(p, Tensor) else None for p in (decay, threshold)]
+        if keep_state and timed:
+            ctx.mark_non_differentiable(out[2])
+        return tuple(out)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        h, s, decay, threshold = ctx.saved_tensors
-        decay = ctx.constants[0] if decay is None else decay
-        threshold = ctx.constants[1] if threshold is None else threshold
-        hard, surrogate, detach_reset, refractory = ctx.rule
-        quiet = _quiet(s) if refractory or surrogate.timed else None
-        slope = surrogate.derivative(h - threshold if quiet is None or not surrogate.timed else quiet.to(h.dtype))
-        active = quiet > refractory if quiet is not None and refractory else None
-        if active is not None:
-            slope = slope * active
-        of_decay, of_threshold = ctx.needs_input_grad[1:3]
-        plain = detach_reset and not of_threshold
-        # grad_h = slope * (grad + carried * feedback) + carried * kept, where carried is what reaches v_t from step t + 1
-        grad_h = slope.mul_(grad) if plain else torch.empty_like(h)
-        grad_decay, grad_threshold = torch.zeros_like(h[0]), torch.zeros_like(h[0])
-        carried = torch.zeros_like(h[0])
-        for t in range(len(h) - 1, -1, -1):
-            h_t, s_t, grad_t = h[t], s[t], grad_h[t]
-            if t < len(h) - 1:
-                if of_decay:
-                    grad_decay += grad_h[t + 1] * _reset(h_t, s_t, threshold, hard)
-                carried = grad_h[t + 1] * decay
-            kept = carried * (1.0 - s_t) if hard else carried
-            if plain:
-                grad_t.add_(kept)
-                continue
-            through_spike = grad[t] if detach_reset else grad[t] - carried * (h_t if hard else threshold)
-            through_spike = through_spike * slope[t]
-            torch.add(through_spike, kept, out=grad_t)
-            if of_threshold:
-                grad_threshold -= through_spike if hard else through_spike + carried * s_t
-        of_constants = (
-            grad_decay.sum_to_size(decay.shape) if of_decay else None,
-            grad_threshold.sum_to_size(threshold.shape) if of_threshold else None,
-        )
-        return grad_h if active is None else grad_h * active, *of_constants, None, None, None, None
+    def backward(ctx: Any, grad: Tensor | None, *of_state: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, h, v0, quiet0, decays, thresholds = ctx.saved_tensors
+        (decay, threshold), rule, (kind, a, b), steps = ctx.numbers, ctx.rule, ctx.kernel, ctx.steps
+        grad_v = of_state[0] if of_state else None
+        if grad is None:
+            like = h if h is not None else x.expand(steps, *x.shape) if steps else x
+            grad = torch.zeros_like(like, dtype=x.dtype if x is not None else h.dtype)
+        slope = None
+        if kind == GIVEN:
+            slope = _slope(h, quiet0, decay, threshold, thresholds, rule)
+        of_v0, of_decay, of_threshold = ctx.needs_input_grad[2], *ctx.needs_input_grad[4:6]
+        found = torch.ops.snnrobust.lif_backward(
+            grad, x, steps, h, slope, grad_v, v0, quiet0, decay, threshold, decays, thresholds,
+            rule.hard, rule.refractory, _timed(rule), rule.detach_reset, kind, a, b, of_v0, of_decay, of_threshold,
+        )  # fmt: skip
+        maps = iter(found[1:])
+        of = [next(maps) if asked else None for asked in (of_v0, of_decay, of_threshold)]
+        of[1:] = [None if m is None else m.sum_to_size(shape) for m, shape in zip(of[1:], ctx.shapes, strict=True)]
+        return found[0], None, of[0], None, of[1], of[2], None, None
 
 
-def _in_place(
-    x: Tensor, decay: float | Tensor, threshold: float | Tensor, hard: bool, refractory: int
-) -> tuple[Tensor, Tensor]:
-    h = torch.empty_like(x)
-    s = torch.empty_like(x)
-    v = torch.zeros_like(x[0])
+def _slope(h: Tensor, quiet0: Tensor | None, decay: float, threshold: float, thresholds: Tensor | None, rule: _Rule) -> Tensor:
+    """ds/dh by a surrogate that no kernel knows."""
+    if rule.surrogate.timed:
+        return rule.surrogate.derivative(steps_since_spike(h, quiet0, threshold, thresholds, rule.refractory).to(h.dtype))
+    theta = threshold if thresholds is None else along_channels("threshold", thresholds, h[0])
+    return rule.surrogate.derivative(h - theta)
+
+
+def _split(value: float | Tensor) -> tuple[float, Tensor | None]:
+    return (0.0, value.detach().reshape(-1)) if isinstance(value, Tensor) else (value, None)
+
+
+def _exporting() -> bool:
+    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.7 has it
+    return bool(is_exporting())
+
+
+def _traced(x: Tensor, decay: float | Tensor, threshold: float | Tensor, hard: bool, refractory: int) -> Tensor:
+    """The spikes, to the bit, without writing into anything."""
+    dtype = state_dtype(x.dtype)
+    v = torch.zeros_like(x[0], dtype=dtype)
     quiet = silence(v) if refractory else None
-    for x_t, h_t, s_t in zip(x.unbind(0), h.unbind(0), s.unbind(0), strict=True):
-        torch.mul(v, decay, out=h_t)
-        active = None if quiet is None else quiet > refractory
-        # multiply and add stay apart: step() and a kernel round alike
-        h_t.add_(x_t if active is None else x_t * active)
-        torch.ge(h_t, threshold, out=s_t)
-        if quiet is not None and active is not None:
-            s_t.mul_(active)
-            quiet = torch.where(s_t > 0, 1.0, quiet + 1.0)
-        _reset(h_t, s_t, threshold, hard, out=v)
-    s[-1].masked_fill_(h[-1].isnan(), math.nan)  # NaN never fires, but stays: the last step tells
-    return h, s
-
-
-def _traced(
-    x: Tensor, decay: float | Tensor, threshold: float | Tensor, hard: bool, refractory: int
-) -> tuple[Tensor, Tensor]:
-    """The same, to the bit, without writing into anything."""
-    v = torch.zeros_like(x[0])
-    quiet = silence(v) if refractory else None
-    potentials, spikes = [], []
+    spikes = []
     for x_t in x.unbind(0):
         active = None if quiet is None else quiet > refractory
         h = v * decay + (x_t if active is None else x_t * active)
-        s = (h >= threshold).to(h.dtype)
+        s = (h >= threshold).to(dtype)
         if quiet is not None and active is not None:
             s = s * active
             quiet = torch.where(s > 0, 1.0, quiet + 1.0)
-        v = _reset(h, s, threshold, hard)
-        potentials.append(h)
+        v = h * (1.0 - s) if hard else h - s * threshold
         spikes.append(s)
-    spikes[-1] = spikes[-1].masked_fill(potentials[-1].isnan(), math.nan)
-    return torch.stack(potentials), torch.stack(spikes)
-
-
-def _reset(h: Tensor, s: Tensor, threshold: float | Tensor, hard: bool, out: Tensor | None = None) -> Tensor:
-    if hard:
-        return torch.mul(h, 1.0 - s, out=out)
-    if isinstance(threshold, Tensor):
-        return torch.sub(h, s * threshold, out=out)
-    return torch.sub(h, s, alpha=threshold, out=out)
-
-
-def _quiet(s: Tensor) -> Tensor:
-    """Steps since the last spike before each step, ``[T, B, *]``."""
-    quiet, trace = silence(s[0]), []
-    for s_t in s.unbind(0):
-        trace.append(quiet)
-        quiet = torch.where(s_t > 0, 1.0, quiet + 1.0)
-    return torch.stack(trace)
+    spikes[-1] = spikes[-1].masked_fill(v.isnan(), math.nan)
+    return torch.stack(spikes).to(x.dtype)
 
 
 class LIF(Neuron):
@@ -221,7 +259,7 @@ class LIF(Neuron):
     def step(self, x_t: Tensor, state: Membrane) -> tuple[Tensor, Membrane]:
         x_t = heard(continues(x_t, state.v), state.quiet, self.refractory)
         h = state.v * along_channels("decay", self.decay, x_t) + x_t
-        return self._fire(h, along_channels("threshold", self.threshold, x_t), state.quiet)
+        return self._fire(h, along_channels("threshold", self.threshold, x_t), state.quiet, x_t.dtype)
 
     def extra_repr(self) -> str:
         return self._described("decay", "threshold")

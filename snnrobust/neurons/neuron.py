@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from snnrobust import checks
+from snnrobust.kernels.lif import state_dtype
 from snnrobust.neurons.surrogate import SILENT, Surrogate, spike
 from snnrobust.temporal import State, Temporal
 
@@ -22,7 +23,7 @@ NEURONS: dict[str, type[Neuron]] = {}
 
 
 class Membrane(NamedTuple):
-    """State of a neuron: the potential after the reset, ``[B, *]``, and, where a refractory period or the surrogate needs it,
+    """State of a neuron: the potential after the reset, ``[B, *]`` (float32 for inputs of 16 bits), and, where a refractory period or the surrogate needs it,
     the number of steps since the last spike."""
 
     v: Tensor
@@ -65,10 +66,13 @@ class Neuron(Temporal):
             raise TypeError(f"x_t must be floating, got {x_t.dtype}: convert with x_t.float()")
         check_rule(self.reset, self.surrogate, self.detach_reset, self.refractory)  # they may have been set since
         timed = self.refractory > 0 or self.surrogate.timed
-        return Membrane(torch.zeros_like(x_t), silence(x_t) if timed else None)
+        return Membrane(torch.zeros_like(x_t, dtype=state_dtype(x_t.dtype)), silence(x_t) if timed else None)
 
-    def _fire(self, h: Tensor, threshold: float | Tensor, quiet: Tensor | None) -> tuple[Tensor, Membrane]:
-        return fire(h, threshold, quiet, self.reset, self.surrogate, self.detach_reset, self.refractory)
+    def _fire(
+        self, h: Tensor, threshold: float | Tensor, quiet: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Membrane]:
+        s, after = fire(h, threshold, quiet, self.reset, self.surrogate, self.detach_reset, self.refractory)
+        return s.to(dtype), after
 
     def _constant(
         self, name: str, value: Constant, low: float, high: float, *, positive: bool, attribute: str = ""
@@ -107,7 +111,7 @@ def potentials(module: Temporal, potential: Callable[[State], Tensor], x: Tensor
 
 def continues(x_t: Tensor, before: Tensor) -> Tensor:
     """``x_t`` if a state that holds ``before`` is one of its batch: a smaller one would be broadcast without a word."""
-    if x_t.shape != before.shape or x_t.dtype != before.dtype:
+    if x_t.shape != before.shape or before.dtype not in (x_t.dtype, state_dtype(x_t.dtype)):
         raise ValueError(
             f"the state is one of inputs {tuple(before.shape)} of {before.dtype}, and x_t is {tuple(x_t.shape)} of {x_t.dtype}: "
             "begin with initial_state(x_t)"
@@ -192,10 +196,10 @@ def channels(name: str, value: Constant, low: float, high: float, *, positive: b
 
 
 def along_channels(name: str, value: float | Tensor, x_t: Tensor) -> float | Tensor:
-    """``value`` as something that broadcasts to ``[B, C, *]``, in its dtype so that the state keeps that."""
+    """``value`` as something that broadcasts to ``[B, C, *]``, in the dtype of the state so that it keeps that."""
     if not isinstance(value, Tensor):
         return value
-    value = value.to(x_t.dtype) if x_t.is_floating_point() else value
+    value = value.to(state_dtype(x_t.dtype)) if x_t.is_floating_point() else value
     if value.dim() == 0:
         return value
     if value.dim() != 1 or x_t.dim() < 2 or x_t.shape[1] != len(value):

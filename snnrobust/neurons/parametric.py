@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
+from snnrobust.kernels.lif import state_dtype
 from snnrobust.neurons.lif import lif
 from snnrobust.neurons.neuron import Constant, Membrane, Neuron, Reset, along_channels, continues, heard, shown
 from snnrobust.neurons.surrogate import ATan, Surrogate
@@ -57,20 +58,21 @@ class PLIF(Neuron):
         return torch.sigmoid(self.logit_decay)
 
     def _current(self, x: Tensor, decay: float | Tensor) -> Tensor:
-        return x * (1.0 - decay) if self.decay_input else x
+        return x.to(state_dtype(x.dtype)) * (1.0 - decay) if self.decay_input else x
 
     def forward(self, x: Tensor) -> Tensor:
         decay = self.decay
-        x = self._current(checks.sequence("x", x), along_channels("decay", decay, x[0]))
-        return lif(x, decay, self.threshold, self.reset, self.surrogate, self.detach_reset, self.refractory)
+        current = self._current(checks.sequence("x", x), along_channels("decay", decay, x[0]))
+        spikes = lif(current, decay, self.threshold, self.reset, self.surrogate, self.detach_reset, self.refractory)
+        return spikes.to(x.dtype)
 
     def initial_state(self, x_t: Tensor) -> Membrane:
         return self._rest(x_t)
 
     def step(self, x_t: Tensor, state: Membrane) -> tuple[Tensor, Membrane]:
         decay = along_channels("decay", self.decay, x_t)
-        x_t = heard(self._current(continues(x_t, state.v), decay), state.quiet, self.refractory)
-        return self._fire(state.v * decay + x_t, along_channels("threshold", self.threshold, x_t), state.quiet)
+        current = heard(self._current(continues(x_t, state.v), decay), state.quiet, self.refractory)
+        return self._fire(state.v * decay + current, along_channels("threshold", self.threshold, x_t), state.quiet, x_t.dtype)
 
     def extra_repr(self) -> str:
         own = f"decay={shown(self.start['decay'])}, features={self.features}" + ", decay_input=True" * self.decay_input
@@ -135,7 +137,7 @@ class LearnableThresholdLIF(Neuron):
     def step(self, x_t: Tensor, state: Membrane) -> tuple[Tensor, Membrane]:
         x_t = heard(continues(x_t, state.v), state.quiet, self.refractory)
         h = state.v * along_channels("decay", self.decay, x_t) + x_t
-        return self._fire(h, along_channels("threshold", self.threshold, x_t), state.quiet)
+        return self._fire(h, along_channels("threshold", self.threshold, x_t), state.quiet, x_t.dtype)
 
     def extra_repr(self) -> str:
         own = [f"{name}={shown(value)}" for name, value in self.start.items()]

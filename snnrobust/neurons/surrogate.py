@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from snnrobust import checks
+from snnrobust.kernels.lif import GIVEN
 
 __all__ = [
     "SILENT", "SURROGATES", "ATan", "Exponential", "FastSigmoid", "Gaussian", "Rectangle", "Sigmoid", "SpikeTime",
-    "StraightThrough", "Surrogate", "Triangle", "override", "spike",
+    "StraightThrough", "Surrogate", "Triangle", "in_kernel", "override", "spike",
 ]  # fmt: skip
 
 SURROGATES: dict[str, type[Surrogate]] = {}
@@ -153,6 +154,27 @@ class SpikeTime(Surrogate):
 
     def derivative(self, u: Tensor) -> Tensor:
         return u.mul(-self.beta).exp_().mul_(self.alpha)
+
+
+# How csrc/lif.c computes a derivative: its number there, and two constants. Keyed by the function, so that a class derived from
+# one of these with a derivative of its own is not taken for it.
+_KERNELS: dict[Callable[..., Tensor], Callable[[Any], tuple[int, float, float]]] = {
+    ATan.derivative: lambda s: (0, s.alpha / 2, math.pi / 2 * s.alpha),
+    Triangle.derivative: lambda s: (1, s.gamma, s.gamma / s.width),
+    FastSigmoid.derivative: lambda s: (2, s.slope, 0.0),
+    Sigmoid.derivative: lambda s: (3, s.alpha, 0.0),
+    Rectangle.derivative: lambda s: (4, s.width / 2, 1 / s.width),
+    Gaussian.derivative: lambda s: (5, -0.5 / s.sigma**2, 1 / (math.sqrt(2 * math.pi) * s.sigma)),
+    Exponential.derivative: lambda s: (6, s.alpha, s.beta),
+    StraightThrough.derivative: lambda s: (7, 0.0, 0.0),
+    SpikeTime.derivative: lambda s: (8, s.alpha, s.beta),
+}
+
+
+def in_kernel(surrogate: Surrogate) -> tuple[int, float, float]:
+    """Its number in the compiled kernels and two constants; number 9 for one that they do not know, whose slopes they are given."""
+    constants = _KERNELS.get(type(surrogate).derivative)
+    return (GIVEN, 0.0, 0.0) if constants is None else constants(surrogate)
 
 
 class _Spike(torch.autograd.Function):

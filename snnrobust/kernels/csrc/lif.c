@@ -272,8 +272,8 @@ SNN_INLINE void one_block(
 }
 
 /* NaN never fires, but stays: the last step tells. */
-static void tell_nan(const float *restrict v, float *restrict s, int64_t n) {
-    SNN_SIMD for (int64_t i = 0; i < n; i++) s[i] = v[i] != v[i] ? NAN : s[i];
+static void tell_nan(const float *restrict h, float *restrict s, int64_t n) {
+    SNN_SIMD for (int64_t i = 0; i < n; i++) s[i] = h[i] != h[i] ? NAN : s[i];
 }
 
 typedef struct {
@@ -299,8 +299,9 @@ static void forward_part(void *context, int64_t begin, int64_t end, int part) {
             for (int64_t i = 0; i < n; i += BLOCK) {
                 const int64_t m = smaller(BLOCK, n - i), at = t * k->M + i0 + i;
                 float *s = place(k->s, at, k->bf16, k->stream, r->spikes);
-                one_block(k, r, hear(k, r, t, i0 + i, m), i, m, s, k->h ? k->h + at : 0, job->each, job->timed);
-                if (t == k->T - 1) tell_nan(r->v + i, s, m);
+                float *h = k->h ? k->h + at : 0;
+                one_block(k, r, hear(k, r, t, i0 + i, m), i, m, s, h, job->each, job->timed);
+                if (t == k->T - 1) tell_nan(h ? h : k->hard ? r->potential : r->v + i, s, m);
                 store(k->s, at, s, m, k->bf16, k->stream);
             }
         if (k->v_last) memcpy(k->v_last + i0, r->v, (size_t)n * sizeof(float));
