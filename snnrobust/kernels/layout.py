@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -16,8 +18,7 @@ def channel_layout(x: Tensor, axis: int) -> tuple[Tensor, int, int]:
         return x, 1, max(x.numel(), 1)
     C = x.shape[axis]
     if x.is_contiguous():
-        inner = x[(0,) * (axis + 1)].numel() if x.numel() else 1
-        return x, C, inner
+        return x, C, max(prod(x.shape[axis + 1 :]), 1)
     if _channels_last(x, axis):
         return x, C, 1
     return channel_layout(x.contiguous(), axis)
@@ -46,8 +47,6 @@ def aligned(tensor: Tensor, like: Tensor, dtype: torch.dtype = torch.float32) ->
 
 def new_like(x: Tensor, steps: int, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor of the layout of ``x``, or of ``steps`` of it."""
-    dtype = x.dtype if dtype is None else dtype
-    shape, stride = x.shape, x.stride()
-    if steps:
-        shape, stride = (steps, *shape), (x.numel(), *stride)
-    return torch.empty_strided(shape, stride, dtype=dtype)
+    if not steps:
+        return torch.empty_like(x, dtype=dtype)
+    return torch.empty_strided((steps, *x.shape), (x.numel(), *x.stride()), dtype=x.dtype if dtype is None else dtype)

@@ -16,12 +16,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from torch.utils._python_dispatch import _len_torch_dispatch_stack
+
 from snnrobust.kernels import native
 from snnrobust.kernels.layout import aligned, channel_layout, new_like
 from snnrobust.kernels.lif_fallback import backward as torch_backward
 from snnrobust.kernels.lif_fallback import forward as torch_forward
 
-__all__ = ["GIVEN", "LifStruct", "Saved", "lif_backward", "lif_forward", "run", "saves", "saving", "state_dtype"]
+__all__ = ["GIVEN", "LifStruct", "Saved", "lif_backward", "lif_forward", "plain", "run", "saves", "saving", "state_dtype"]
 
 GIVEN = 9
 """The kind of a surrogate whose slopes are given as a tensor."""
@@ -64,7 +66,14 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def compiled(x: Tensor) -> bool:
     """Whether the compiled kernel takes ``x``."""
-    return x.dtype in _DTYPES and x.device.type == "cpu" and native.available()
+    return x.dtype in _DTYPES and x.is_cpu and native.available()
+
+
+def plain(x: Tensor) -> bool:
+    """Whether nothing but the compiled kernel could come of the operator for ``x``: the dispatcher, which takes 6 us, can be left out."""
+    if torch.compiler.is_compiling():
+        return False
+    return type(x) is Tensor and compiled(x) and _len_torch_dispatch_stack() == 0
 
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -100,44 +109,33 @@ STREAM_BYTES = 1 << 24
 """Outputs of this size and more go past the cache."""
 
 
-def _start(x: Tensor, steps: int) -> tuple[Tensor, LifStruct]:
+def start(
+    x: Tensor, steps: int, hard: bool, refractory: int, decay: float, threshold: float
+) -> tuple[Tensor, LifStruct]:
     """``x`` as a kernel takes it, and what it is told of its shape."""
     x, C, inner = channel_layout(x, 2 - (steps > 0))
     T = steps or x.shape[0]
     M = x.numel() if steps else x.numel() // max(T, 1)
-    k = LifStruct(T, M, 0 if steps else M, C, inner, 0, x.dtype == torch.bfloat16)
+    bf16 = x.dtype == torch.bfloat16
+    stream = T * M * (2 if bf16 else 4) >= STREAM_BYTES
+    k = LifStruct(T, M, 0 if steps else M, C, inner, 0, bf16, hard, refractory, 0, 0, stream, native.threads(), decay, threshold)
     k.x = x.data_ptr()
-    k.stream = T * M * x.element_size() >= STREAM_BYTES
-    k.threads = native.threads()
     return x, k
 
 
-def _constants(
-    k: LifStruct, decay: float, threshold: float, decays: Tensor | None, thresholds: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Sets them; what is returned has to be kept alive until the kernel has run."""
-    k.decay, k.threshold = decay, threshold
-    kept: list[Tensor | None] = []
-    for name, value in (("decays", decays), ("thresholds", thresholds)):
-        if value is not None:
-            value = value.detach().to(torch.float32).contiguous()
-            if value.numel() == 1 and k.C != 1:
-                value = value.expand(k.C).contiguous()
-            setattr(k, name, value.data_ptr())
-        kept.append(value)
-    return kept[0], kept[1]
+def per_channel(k: LifStruct, name: str, value: Tensor) -> Tensor:
+    """Sets constants along the channels; what is returned has to be kept alive until the kernel has run."""
+    value = value.detach().to(torch.float32)
+    value = value.expand(k.C).contiguous() if value.numel() == 1 else value.contiguous()
+    setattr(k, name, value.data_ptr())
+    return value
 
 
-def _given(k: LifStruct, like: Tensor, steps: int, **tensors: Tensor | None) -> list[Tensor]:
-    """Sets pointers to float32 tensors of the layout of one step of ``like``; returns what has to be kept alive."""
-    kept = []
-    one = like if steps else like[0]
-    for name, tensor in tensors.items():
-        if tensor is not None:
-            tensor = aligned(tensor, one)
-            setattr(k, name, tensor.data_ptr())
-            kept.append(tensor)
-    return kept
+def of_layout(k: LifStruct, name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """Sets a float32 tensor of the layout of ``like``; what is returned has to be kept alive until the kernel has run."""
+    tensor = aligned(tensor, like)
+    setattr(k, name, tensor.data_ptr())
+    return tensor
 
 
 def lif_forward(
@@ -149,9 +147,11 @@ def lif_forward(
         return torch_forward(
             x, steps, v0, quiet0, decay, threshold, decays, thresholds, hard, refractory, keep_h, keep_state, timed
         )
-    x, k = _start(x, steps)
-    kept = [*_constants(k, decay, threshold, decays, thresholds), *_given(k, x, steps, v0=v0, quiet0=quiet0)]
-    k.hard, k.refractory = hard, refractory
+    x, k = start(x, steps, hard, refractory, decay, threshold)
+    kept = [per_channel(k, n, p) for n, p in (("decays", decays), ("thresholds", thresholds)) if p is not None]
+    if v0 is not None or quiet0 is not None:
+        one = x if steps else x[0]
+        kept += [of_layout(k, n, p, one) for n, p in (("v0", v0), ("quiet0", quiet0)) if p is not None]
     out = [new_like(x, steps)]
     k.s = out[0].data_ptr()
     if keep_h:
@@ -186,28 +186,23 @@ def lif_backward(
     if x is None:
         assert h is not None
         x = h[0] if steps else h
-    x, k = _start(x, steps)
-    kept = [
-        *_constants(k, decay, threshold, decays, thresholds),
-        *_given(k, x, steps, v0=v0, quiet0=quiet0, grad_v_last=grad_v),
-    ]
-    k.bf16 = grad.dtype == torch.bfloat16
-    k.hard, k.refractory, k.detach, k.kind, k.a, k.b = hard, refractory, detach, kind, a, b
+    x, k = start(x, steps, hard, refractory, decay, threshold)
+    k.bf16, k.detach, k.kind, k.a, k.b = grad.dtype == torch.bfloat16, detach, kind, a, b
     whole = x.expand(steps, *x.shape) if steps else x
     grad = aligned(grad, whole, grad.dtype)
     k.grad = grad.data_ptr()
-    for name, tensor in (("saved_h", h), ("slope", slope)):
-        if tensor is not None:
-            tensor = aligned(tensor, whole)
-            setattr(k, name, tensor.data_ptr())
-            kept.append(tensor)
+    kept = [per_channel(k, n, p) for n, p in (("decays", decays), ("thresholds", thresholds)) if p is not None]
+    kept += [of_layout(k, n, p, whole) for n, p in (("saved_h", h), ("slope", slope)) if p is not None]
     out = [new_like(x, 0, grad.dtype)]
     k.grad_x = out[0].data_ptr()
-    one = x if steps else x[0]
-    for name, asked in (("grad_v0", of_v0), ("grad_decay", of_decay), ("grad_threshold", of_threshold)):
-        if asked:
-            out.append(torch.empty_like(one, dtype=torch.float32))
-            setattr(k, name, out[-1].data_ptr())
+    if of_v0 or of_decay or of_threshold or v0 is not None or quiet0 is not None or grad_v is not None:
+        one = x if steps else x[0]
+        state = (("v0", v0), ("quiet0", quiet0), ("grad_v_last", grad_v))
+        kept += [of_layout(k, n, p, one) for n, p in state if p is not None]
+        for name, asked in (("grad_v0", of_v0), ("grad_decay", of_decay), ("grad_threshold", of_threshold)):
+            if asked:
+                out.append(torch.empty_like(one, dtype=torch.float32))
+                setattr(k, name, out[-1].data_ptr())
     if k.M:
         run("lif_backward", k)
     del kept

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from snnrobust import checks
-from snnrobust.kernels.lif import GIVEN, saves, state_dtype
+from snnrobust.kernels.lif import GIVEN, lif_backward, lif_forward, plain, saves, state_dtype
 from snnrobust.kernels.lif_fallback import steps_since_spike
 from snnrobust.neurons.neuron import (
     Constant,
@@ -154,7 +154,8 @@ class _LIF(torch.autograd.Function):
         keep_h = any(ctx.needs_input_grad) and saves(x, kind)
         if _exporting():  # an exported program holds torch operations alone, and runs where this package is not
             return (_traced(x.expand(steps, *x.shape) if steps else x, decay, threshold, rule.hard, rule.refractory),)
-        out = torch.ops.snnrobust.lif_forward(
+        forward = lif_forward if plain(x) else torch.ops.snnrobust.lif_forward.default
+        out = forward(
             x, steps, v0, quiet0, beta, theta, betas, thetas,
             rule.hard, rule.refractory, keep_h, keep_state, timed,
         )  # fmt: skip
@@ -180,10 +181,13 @@ class _LIF(torch.autograd.Function):
         if kind == GIVEN:
             slope = _slope(h, quiet0, decay, threshold, thresholds, rule)
         of_v0, of_decay, of_threshold = ctx.needs_input_grad[2], *ctx.needs_input_grad[4:6]
-        found = torch.ops.snnrobust.lif_backward(
+        backward = lif_backward if plain(grad) else torch.ops.snnrobust.lif_backward.default
+        found = backward(
             grad, x, steps, h, slope, grad_v, v0, quiet0, decay, threshold, decays, thresholds,
             rule.hard, rule.refractory, _timed(rule), rule.detach_reset, kind, a, b, of_v0, of_decay, of_threshold,
         )  # fmt: skip
+        if len(found) == 1:
+            return found[0], None, None, None, None, None, None, None
         maps = iter(found[1:])
         of = [next(maps) if asked else None for asked in (of_v0, of_decay, of_threshold)]
         of[1:] = [None if m is None else m.sum_to_size(shape) for m, shape in zip(of[1:], ctx.shapes, strict=True)]

@@ -6,7 +6,8 @@
  */
 #include "lif.h"
 
-enum { BLOCK = 1024, LONGEST = 16384 };
+/* Elements: of a block; of a tile at most; of what a tile keeps for all steps; of what is asked for ahead of its use. */
+enum { BLOCK = 512, LONGEST = 16384, HOLD = 131072, AHEAD = 1024 };
 
 SNN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -18,6 +19,13 @@ SNN_INLINE const float *load(const void *from, int64_t at, int64_t n, int bf16, 
     const uint16_t *restrict words = (const uint16_t *)from + at;
     SNN_SIMD for (int64_t i = 0; i < n; i++) room[i] = snn_from_bf16(words[i]);
     return room;
+}
+
+/* Ask for a block that is needed soon: the processor's own prefetching stops at every page. */
+SNN_INLINE void expect(const void *from, int64_t at, int64_t n, int bf16) {
+    const int64_t size = bf16 ? 2 : 4;
+    const char *bytes = (const char *)from + at * size;
+    for (int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(bytes + i, 0, 3);
 }
 
 /* Write a block that the cache need not keep. */
@@ -202,7 +210,7 @@ typedef struct {
 } Room;
 
 static int64_t tile_of(const Lif *k, int copies) {
-    int64_t n = copies * k->T > 0 ? (int64_t)131072 / (copies * k->T) : LONGEST;
+    int64_t n = copies * k->T > 0 ? (int64_t)HOLD / (copies * k->T) : LONGEST;
     n = n / BLOCK * BLOCK;
     n = n < BLOCK ? BLOCK : n > LONGEST ? LONGEST : n;
     return smaller(n, (k->M + 63) / 64 * 64);
@@ -279,9 +287,15 @@ static void tell_nan(const float *restrict h, float *restrict s, int64_t n) {
 typedef struct {
     const Lif *k;
     int64_t tile;
-    int timed, each;
+    int timed, each, far;
     int *failed;
 } Job;
+
+/* The block that lies AHEAD of block i of the tile at i0, at this step or the next. */
+SNN_INLINE void expect_input(const Lif *k, int64_t t, int64_t i0, int64_t i, int64_t n, int64_t m) {
+    if (i + AHEAD < n) expect(k->x, t * k->x_step + i0 + i + AHEAD, m, k->bf16);
+    else if (t + 1 < k->T) expect(k->x, (t + 1) * k->x_step + i0 + i + AHEAD - n, m, k->bf16);
+}
 
 static void forward_part(void *context, int64_t begin, int64_t end, int part) {
     (void)part;
@@ -299,6 +313,7 @@ static void forward_part(void *context, int64_t begin, int64_t end, int part) {
             for (int64_t i = 0; i < n; i += BLOCK) {
                 const int64_t m = smaller(BLOCK, n - i), at = t * k->M + i0 + i;
                 float *s = place(k->s, at, k->bf16, k->stream, r->spikes);
+                if (job->far) expect_input(k, t, i0, i, n, m);
                 float *h = k->h ? k->h + at : 0;
                 one_block(k, r, hear(k, r, t, i0 + i, m), i, m, s, h, job->each, job->timed);
                 if (t == k->T - 1) tell_nan(h ? h : k->hard ? r->potential : r->v + i, s, m);
@@ -421,6 +436,7 @@ static void backward_part(void *context, int64_t begin, int64_t end, int part) {
             for (int64_t t = 0; t < k->T; t++)
                 for (int64_t i = 0; i < n; i += BLOCK) {
                     const int64_t m = smaller(BLOCK, n - i);
+                    if (job->far) expect_input(k, t, i0, i, n, m);
                     if (timed) memcpy(r->q + t * job->tile + i, r->quiet + i, (size_t)m * sizeof(float));
                     float *h = k->saved_h ? r->potential : r->h + t * job->tile + i;
                     one_block(k, r, hear(k, r, t, i0 + i, m), i, m, r->spikes, h, job->each, timed);
@@ -437,6 +453,8 @@ static void backward_part(void *context, int64_t begin, int64_t end, int part) {
             for (int64_t i = 0; i < n; i += BLOCK) {
                 const int64_t m = smaller(BLOCK, n - i), at = t * k->M + i0 + i;
                 const float *h = k->saved_h ? k->saved_h + at : r->h + t * job->tile + i;
+                if (job->far && i + AHEAD < n) expect(k->grad, at + AHEAD, m, k->bf16);
+                else if (job->far && t > 0) expect(k->grad, at + AHEAD - n - k->M, m, k->bf16);
                 const float *grad = load(k->grad, at, m, k->bf16, r->grad);
                 const int scaled = k->mean && !k->unscaled;
                 float *out = constant || sums || scaled ? r->out : place(k->grad_x, at, k->bf16, k->stream, r->out);
@@ -496,8 +514,8 @@ static void backward_part(void *context, int64_t begin, int64_t end, int part) {
 
 /* ---- what is called ------------------------------------------------------------------------------------------ */
 
-/* Elements a thread is worth starting for. */
-enum { WORTH = 32768 };
+/* Elements a thread is worth starting for; elements that the nearer caches do not hold. */
+enum { WORTH = 32768, FAR = 1 << 18 };
 
 static int run(const Lif *k, int backward) {
     int failed = 0;
@@ -507,7 +525,7 @@ static int run(const Lif *k, int backward) {
     const int copies = backward ? !k->saved_h + timed : 0;
     int64_t tile = tile_of(k, copies);
     while (tile > BLOCK && k->threads > 1 && k->M / tile < 2 * k->threads) tile = (tile / 2 + 63) / 64 * 64;
-    Job job = {k, tile, timed, each, &failed};
+    Job job = {k, tile, timed, each, k->T * k->M > FAR, &failed};
     const int64_t tiles = (k->M + tile - 1) / tile, each_tile = tile * k->T;
     snn_parallel(tiles, (WORTH + each_tile - 1) / each_tile, k->threads, backward ? backward_part : forward_part, &job);
     return failed;
