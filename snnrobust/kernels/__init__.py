@@ -1,5 +1,6 @@
 """Kernels: fused C code for the hot paths, each with a fallback in torch operations that gives the same forward bits."""
 
+from snnrobust.kernels.buffers import Memory, limit_memory, memory, release_memory
 from snnrobust.kernels.native import available, status
 
-__all__ = ["available", "status"]
+__all__ = ["Memory", "available", "limit_memory", "memory", "release_memory", "status"]
