@@ -1,7 +1,7 @@
 """Philox4x32-10 and what is drawn from it: C code on the CPU, torch operations elsewhere, the same bits.
 
-Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". Element ``e`` of sample ``i`` at step ``t`` takes word ``e % 4``
-of the counter ``(e // 4, t, i mod 2**32, i >> 32)``.
+Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". Element ``e`` of sample ``i`` at step ``t`` takes word
+``e % 4`` of the counter ``(e // 4, t, i mod 2**32, i >> 32)``.
 """
 
 from __future__ import annotations
@@ -67,15 +67,17 @@ def bernoulli(
     """
     value = p if value is None else value
     if torch.compiler.is_compiling() or (value.requires_grad and torch.is_grad_enabled()):
-        return _StraightThrough.apply(value, key, sample_ids, p, steps, start, signed)  # type: ignore[no-any-return, no-untyped-call]
+        other = None if value is p else p  # the compiler takes no tensor twice
+        return _StraightThrough.apply(value, other, key, sample_ids, steps, start, signed)  # type: ignore[no-any-return, no-untyped-call]
     return _bernoulli_op(key, sample_ids, p.detach(), steps, start, signed)  # type: ignore[no-any-return]
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, key: Tensor, sample_ids: Tensor, p: Tensor, steps: int, start: int, signed: bool
+        ctx: Any, value: Tensor, p: Tensor | None, key: Tensor, sample_ids: Tensor, steps: int, start: int, signed: bool
     ) -> Tensor:
+        p = value if p is None else p
         if torch.compiler.is_compiling():
             return _bernoulli(key, sample_ids, p, steps, start, signed)
         return _bernoulli_op(key, sample_ids, p.detach(), steps, start, signed)  # type: ignore[no-any-return]
