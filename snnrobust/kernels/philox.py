@@ -130,7 +130,7 @@ def _fill(shape: Sequence[int], device: torch.device, parts: Iterator[tuple[slic
         return torch.stack(lanes, -1).flatten(1)[:, :elements].reshape(tuple(shape))
     out = torch.empty(shape[0] * shape[1], blocks * 4, dtype=torch.float32, device=device)
     for part, lanes in parts:
-        torch.stack(lanes, -1, out=out[part].view(-1, blocks, 4))
+        torch.stack(lanes, -1, out=out[part].unflatten(1, (blocks, 4)))
     return out[:, :elements].reshape(tuple(shape))
 
 

@@ -64,6 +64,7 @@ starts = st.one_of(st.integers(0, 40), st.integers(0, 2**40))
 @given(keys, shapes, starts)
 @example(KEY, (2, [0, -3], (1023,)), 3)
 @example(KEY, (1, [7], (1025,)), 0)
+@example(KEY, (2, [7, 8], (0,)), 0)
 @example(KEY, (2, [2**32 + 5], (2, 2048)), 2**32 - 1)
 def test_uniform_and_normal_are_those_of_the_fallback(key, shape, start):
     steps, ids, rest = shape
