@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from snnrobust import checks
 from snnrobust.draws import derive, draws
 from snnrobust.hardware.backend import Array, Backend
+from snnrobust.kernels import native
+from snnrobust.kernels.layout import channels_last
 from snnrobust.layers import BNTT, TEBN, Sequential
 from snnrobust.temporal import Temporal
 
@@ -44,7 +46,10 @@ class DeployedLayer(Temporal):
         return self._run(x, 0)
 
     def _run(self, x: Tensor, start: int) -> Tensor:
-        y = self.array.product(self.backend.drive(x).flatten(0, 1), self.bias)
+        driven = self.backend.drive(x).flatten(0, 1)
+        if driven.dim() == 4 and driven.is_cpu and self.array.weight.dim() == 4 and native.available():
+            driven = channels_last(driven)
+        y = self.array.product(driven, self.bias)
         return self.backend.read(y.unflatten(0, (x.shape[0], -1)), start)
 
 

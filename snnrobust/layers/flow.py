@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
 from snnrobust.kernels import native
+from snnrobust.kernels.layout import channels_last
 from snnrobust.layers.fused import fuses, hooked, lif_constants, run_fused
 from snnrobust.layers.normalise import Normalise
 from snnrobust.neurons.lif import lif_from, lif_shown
@@ -118,12 +119,5 @@ class _Flow:
 
     def _plain(self, module: nn.Module, x: Tensor) -> Tensor:
         if not self.watched and isinstance(module, nn.Conv2d) and x.dim() == 4 and x.is_cpu and native.available():
-            x = _channels_last(x)
+            x = channels_last(x)
         return module(x)  # type: ignore[no-any-return]
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """``x`` ``[N, C, H, W]`` with its channels innermost, said by its strides for one channel too."""
-    if x.shape[1] == 1 and x.is_contiguous():
-        return x.view(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
-    return x.contiguous(memory_format=torch.channels_last)
