@@ -295,7 +295,10 @@ def doctor() -> None:
         table.add_row(f"{package} (optional)", _version(package))
     table.add_row("threads", str(torch.get_num_threads()))
     table.add_row("kernels", kernels.status())
-    table.add_row("recycled memory", f"at most {kernels.memory().limit / 2**20:,.0f} MiB idle" if kernels.memory().limit else "off")
+    table.add_row(
+        "recycled memory",
+        f"at most {kernels.memory().limit / 2**20:,.0f} MiB idle" if kernels.memory().limit else "off",
+    )
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     table.add_row("devices", ", ".join(["cpu", *gpus]))
     table.add_row("data folder", str(datasets.data_root()))

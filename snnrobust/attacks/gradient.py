@@ -45,8 +45,8 @@ class Backprop:
     """The model's own backward pass: every encoder's declared gradient and every neuron's training surrogate.
 
     Args:
-        precision: ``"bfloat16"`` runs the layers that gain from it in 16 bits (``torch.autocast``): faster where the processor has
-            it, and another attack, whose rounding turns spikes; judge it as any other.
+        precision: ``"bfloat16"`` runs the layers that gain from it in 16 bits (``torch.autocast``): faster where the processor
+            has it, and another attack, whose rounding turns spikes; judge it as any other.
 
     Raises:
         ValueError: no gradient path from the logits to ``x``, or NaN in logits or gradient.

@@ -10,6 +10,6 @@ from snnrobust.layers.tdbn import TDBN
 from snnrobust.layers.tebn import TEBN
 
 __all__ = [
-    "BNTT", "READOUTS", "TDBN", "TEBN", "Chunked", "Concat", "LastOutput", "MeanMembrane", "MeanOutput", "Normalise", "OrdinaryConcat",
-    "OrdinaryResidual", "Readout", "Residual", "Sequential", "SpikeCount",
+    "BNTT", "READOUTS", "TDBN", "TEBN", "Chunked", "Concat", "LastOutput", "MeanMembrane", "MeanOutput", "Normalise",
+    "OrdinaryConcat", "OrdinaryResidual", "Readout", "Residual", "Sequential", "SpikeCount",
 ]  # fmt: skip

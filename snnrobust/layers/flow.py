@@ -1,16 +1,15 @@
-"""How a :class:`~snnrobust.layers.Sequential` runs its parts: what is alike at all steps is computed once, time is folded into the
-batch around layers without memory, convolutions keep channels last, and normalisation and neurons run as one."""
+"""How a :class:`~snnrobust.layers.Sequential` runs its parts: what is alike at all steps is computed once, time is folded into
+the batch around layers without memory, convolutions keep channels last, and normalisation and neurons run as one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
 from snnrobust.kernels import native
 from snnrobust.kernels.layout import channels_last
+from snnrobust.kernels.lif import watched
 from snnrobust.layers.fused import fuses, hooked, lif_constants, run_fused
 from snnrobust.layers.normalise import Normalise
 from snnrobust.neurons.lif import lif_from, lif_shown
@@ -19,8 +18,9 @@ from snnrobust.temporal import State, Temporal
 __all__ = ["advance", "run"]
 
 _ALIKE = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
-    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.ReLU, nn.LayerNorm, nn.GroupNorm, Normalise,
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d,
+    nn.MaxPool3d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.ReLU, nn.LayerNorm,
+    nn.GroupNorm, Normalise,
 )  # fmt: skip
 _OWN_FORWARDS = {kind.forward for kind in _ALIKE}
 """Of layers that give each sample the same, whatever else is in the batch, and draw nothing."""
@@ -28,9 +28,7 @@ _OWN_FORWARDS = {kind.forward for kind in _ALIKE}
 
 def run(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
     """The parts in order over a sequence ``[T, B, *]``."""
-    # Whoever traces, exports or counts operations is shown each step.
-    watched = torch.compiler.is_compiling() or _len_torch_dispatch_stack() > 0
-    flow = _Flow(x, watched)
+    flow = _Flow(x, watched())  # whoever watches is shown each step
     index = 0
     while index < len(parts):
         module = parts[index]
@@ -41,7 +39,7 @@ def run(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 def advance(parts: Sequence[nn.Module], x: Tensor, states: dict[int, State]) -> tuple[Tensor, dict[int, State]]:
     """The parts over some steps ``[t, B, *]``, on from their states by index; without any, from the zero state."""
-    flow, after = _Flow(x, torch.compiler.is_compiling() or _len_torch_dispatch_stack() > 0), {}
+    flow, after = _Flow(x, watched()), {}
     for index, module in enumerate(parts):
         if isinstance(module, Temporal | nn.RNNBase):
             after[index] = flow.go_on(module, states.get(index), fresh=not states)

@@ -106,7 +106,9 @@ class BPTT:
             precision = "bf16-mixed" if self.precision == "bfloat16" else "32-true"
             fabric = Fabric(accelerator=device.type, devices=devices, precision=precision)  # type: ignore[arg-type]
         elif self.precision != "float32":
-            raise ValueError(f"precision is {self.precision!r}, but a fabric has its own: make that one with precision='bf16-mixed'")
+            raise ValueError(
+                f"precision is {self.precision!r}, but a fabric has its own: make that one with precision='bf16-mixed'"
+            )
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         path = None if checkpoint is None else Path(checkpoint)
         identity = {"rule": self.name, **asdict(self), **({"epochs": epochs} if self.schedule == "cosine" else {})}

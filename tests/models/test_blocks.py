@@ -158,7 +158,9 @@ def test_branches_are_put_on_the_chip(kind):
     assert len([m for m in ideal.modules() if isinstance(m, DeployedLayer)]) == len(synapses) == 8
     assert not [m for m in ideal.modules() if isinstance(m, nn.Conv2d)]
     with torch.no_grad():
-        torch.testing.assert_close(ideal(x), model(x), rtol=1e-9, atol=1e-9)  # batches of other sizes, so other roundings
+        torch.testing.assert_close(
+            ideal(x), model(x), rtol=1e-9, atol=1e-9
+        )  # batches of other sizes, so other roundings
         with draws(noisy, 1):
             assert not torch.allclose(noisy(x), model(x))
 
