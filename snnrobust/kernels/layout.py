@@ -45,7 +45,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def aligned(tensor: Tensor, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``tensor`` in the layout of ``like`` (dense, but for a first axis that may be expanded) and ``dtype``; itself if it is so."""
+    """``tensor`` in the layout of ``like`` (dense, but for a first axis that may be expanded) and ``dtype``, or itself."""
     stride = like.stride()
     if like.dim() and like.shape[0] > 1 and stride[0] == 0:
         stride = (like[0].numel(), *stride[1:])

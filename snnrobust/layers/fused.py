@@ -34,7 +34,7 @@ def lif_constants(module: nn.Module) -> tuple[float | Tensor, float | Tensor] | 
 
 
 def fuses(norm: nn.Module, neuron: nn.Module, x: Tensor, steps: int) -> bool:
-    """Whether both run as one for ``x`` ``[T, B, C, *]``, or ``[B, C, *]`` at each of ``steps``. Errors are left to the layers."""
+    """Whether both run as one for ``x`` ``[T, B, C, *]``, or ``[B, C, *]`` at each of ``steps``. Errors are the layers'."""
     axis = 1 if steps else 2
     if not compiled(x) or x.dim() <= axis or hooked(norm) or hooked(neuron) or lif_constants(neuron) is None:
         return False
