@@ -36,6 +36,8 @@ QUICK = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
     if options.stored is None:
         about, results, refused = _measure(options, console)
     else:
@@ -75,7 +77,7 @@ def _measure(options: argparse.Namespace, console: Console) -> tuple[dict[str, A
         try:
             for case in cases(False):
                 results.append(harness.run(case, repeats))
-                console.print("", report.table(results[-1]), *case.remarks, sep="\n", soft_wrap=True)
+                console.print("", report.table(results[-1]), *report.remarks(results[-1]), sep="\n", soft_wrap=True)
                 if options.json is not None:  # after each case: a run may be stopped
                     record = {"environment": about, "results": [result.record() for result in results]}
                     options.json.write_text(json.dumps(record, indent=1) + "\n")

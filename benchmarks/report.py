@@ -14,7 +14,7 @@ from rich.table import Table
 from benchmarks.harness import OURS, Result
 from benchmarks.targets import Verdict, judge
 
-__all__ = ["BEGIN", "END", "check", "slower", "summary", "table", "write"]
+__all__ = ["BEGIN", "END", "check", "remarks", "slower", "summary", "table", "write"]
 
 BEGIN, END = "<!-- bench table -->", "<!-- end of bench table -->"
 
@@ -34,7 +34,7 @@ def table(result: Result) -> Table:
         rows.add_column(heading, justify="right", no_wrap=heading == "quartiles")
     for name in case.contenders:
         if name not in result.samples:
-            rows.add_row(name, case.absent(name))
+            rows.add_row(name, "not measured")
             continue
         samples, speed = result.samples[name], result.speed(name)
         low, high = (_number(case.scale * q) for q in result.quartiles(name))
@@ -58,6 +58,12 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}x" if value >= 0.1 else f"{value:.3f}x"
 
 
+def remarks(result: Result) -> list[str]:
+    """What stands below the table: the case's remarks, and why contenders are missing."""
+    missing = [f"{name}: {result.case.absent(name)}." for name in result.case.contenders if name not in result.samples]
+    return [*result.case.remarks, *missing]
+
+
 def slower(result: Result) -> list[str]:
     """A sentence for each contender, limits apart, that is faster than one of ours."""
     if result.clock == "peak":
@@ -67,7 +73,8 @@ def slower(result: Result) -> list[str]:
     for mine in (name for name in names if name.startswith(OURS)):
         for other in (name for name in names if not name.startswith(OURS)):
             speed = result.speed(mine, other)
-            if speed is not None and speed < 1:
+            in_bf16 = other.endswith(", bf16") and f"{mine}, bf16" in result.samples  # that one is compared
+            if speed is not None and speed < 1 and not in_bf16:
                 clear = result.quartiles(mine)[0] > result.quartiles(other)[1]
                 doubt = "" if clear else " (the quartiles overlap)"
                 sentences.append(f"{result.case.name}: {mine} has {speed:.2f} times the speed of {other}{doubt}")
@@ -154,7 +161,7 @@ def _block(results: Sequence[Result], environment: Mapping[str, Any]) -> str:
         rows = []
         for name in case.contenders:
             if name not in result.samples:
-                rows.append([name, case.absent(name), *[""] * (len(head) - 2)])
+                rows.append([name, "not measured", *[""] * (len(head) - 2)])
                 continue
             speed = result.speed(name)
             low, high = (_number(case.scale * q) for q in result.quartiles(name))
@@ -163,7 +170,7 @@ def _block(results: Sequence[Result], environment: Mapping[str, Any]) -> str:
             if limits:
                 row.append(_ratio(None if result.limit is None else result.speed(name, result.limit)))
             rows.append(row)
-        lines += [*_markdown(head, rows), "", " ".join(_escape(remark) for remark in case.remarks)]
+        lines += [*_markdown(head, rows), "", " ".join(_escape(remark) for remark in remarks(result))]
     return "\n".join([*(line.rstrip() for line in lines), "", "</details>"])
 
 
