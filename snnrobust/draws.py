@@ -1,7 +1,7 @@
 """Keyed randomness: a draw is a function of (key, module path, sample, time step, element) and of nothing else.
 
-The generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), written in torch
-integers. The same key gives the same draws for any batch size, chunk or thread count, on any device.
+The generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), in
+:mod:`snnrobust.kernels.philox`. The same key gives the same draws for any batch size, chunk or thread count, on any device.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Self
 
 import torch
@@ -18,10 +17,12 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo  # torch.compiler.disable loads the whole compiler
 
 from snnrobust import checks
+from snnrobust.kernels.philox import bernoulli, normal, philox, uniform
 
 __all__ = [
     "Stochastic",
     "Stream",
+    "bernoulli",
     "derive",
     "device_of",
     "draws",
@@ -37,9 +38,6 @@ __all__ = [
 ]
 
 _MASK = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_CHUNK = 1 << 14  # blocks a chunk: its temporaries stay in the second-level cache
 
 
 def derive(key: int, *labels: object) -> int:
@@ -69,7 +67,7 @@ class Stream:
 
 
 class Stochastic(nn.Module):
-    """A module that draws random numbers each forward, through :meth:`uniform` and :meth:`normal` only."""
+    """A module that draws random numbers each forward, through :meth:`uniform`, :meth:`normal` and :meth:`bernoulli` only."""
 
     _key: Tensor | None = None
     _sample_ids: Tensor | None = None
@@ -90,6 +88,15 @@ class Stochastic(nn.Module):
     def normal(self, shape: Sequence[int], start: int = 0, device: torch.device | None = None) -> Tensor:
         """float32 standard normal draws of ``shape`` ``[T, B, *]``, for the time steps from ``start`` on."""
         return normal(*self._state(shape, device), shape, start)
+
+    def bernoulli(
+        self, p: Tensor, steps: int, start: int = 0, *, signed: bool = False, value: Tensor | None = None
+    ) -> Tensor:
+        r"""Spikes :math:`[u < p]`, or :math:`\mathrm{sign}(p) [u < |p|]`, of the draws :math:`u` that :meth:`uniform` gives.
+
+        ``[B, *] -> [steps, B, *]``, in the dtype of ``p``; the gradient is straight-through to ``value``, default ``p``.
+        """
+        return bernoulli(*self._state((steps, *p.shape), p.device), p, steps, start, signed, value)
 
     def _state(self, shape: Sequence[int], device: torch.device | None) -> tuple[Tensor, Tensor]:
         batch = shape[1]
@@ -250,71 +257,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for m, training in modes:
             m.training = training
-
-
-def philox(key: Tensor, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10: four 32-bit words for a 128-bit ``counter`` (four int64 tensors of 32-bit words, broadcast)
-    and a 64-bit ``key`` (int64 ``[2]``, two 32-bit words)."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key[0], key[1]
-    for _ in range(10):
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]  # wraps modulo 2**64: the bits are right
-        c0 = (p1 >> 32).bitwise_xor(c1).bitwise_xor_(k0).bitwise_and_(_MASK)
-        c2 = (p0 >> 32).bitwise_xor(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
-        c1, c3 = p1.bitwise_and_(_MASK), p0.bitwise_and_(_MASK)
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
-
-
-def _blocks(key: Tensor, sample_ids: Tensor, shape: Sequence[int], start: int) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Philox words for rows (t, b) of blocks of four elements, a slice of rows at a time."""
-    steps, batch, elements = shape[0], shape[1], prod(shape[2:])
-    blocks = -(-elements // 4)
-    device = sample_ids.device
-    step = torch.arange(start, start + steps, device=device).repeat_interleave(batch)[:, None]
-    low, high = sample_ids & _MASK, (sample_ids >> 32) & _MASK
-    low, high = low.repeat(steps)[:, None], high.repeat(steps)[:, None]
-    block = torch.arange(blocks, device=device)[None]
-    if torch.compiler.is_compiling():  # one chunk, so that the batch stays a symbol
-        yield slice(None), list(philox(key, (block, step, low, high)))
-        return
-    rows = max(1, _CHUNK // max(blocks, 1))  # one row may be longer than a chunk: rows are not split
-    for first in range(0, steps * batch, rows):
-        part = slice(first, min(first + rows, steps * batch))
-        yield part, list(philox(key, (block, step[part], low[part], high[part])))
-
-
-def _fill(shape: Sequence[int], device: torch.device, parts: Iterator[tuple[slice, list[Tensor]]]) -> Tensor:
-    elements = prod(shape[2:])
-    blocks = -(-elements // 4)
-    if torch.compiler.is_compiling():
-        ((_, lanes),) = parts
-        return torch.stack(lanes, -1).flatten(1)[:, :elements].reshape(tuple(shape))
-    out = torch.empty(shape[0] * shape[1], blocks * 4, device=device)
-    for part, lanes in parts:
-        torch.stack(lanes, -1, out=out[part].view(-1, blocks, 4))
-    return out[:, :elements].reshape(tuple(shape))
-
-
-def uniform(key: Tensor, sample_ids: Tensor, shape: Sequence[int], start: int = 0) -> Tensor:
-    """Uniform float32 in [0, 1) with 24 random bits, shape ``[T, B, *]``."""
-    parts = (
-        (part, [(w >> 8).to(torch.float32).mul_(2.0**-24) for w in words])
-        for part, words in _blocks(key, sample_ids, shape, start)
-    )
-    return _fill(shape, sample_ids.device, parts)
-
-
-def normal(key: Tensor, sample_ids: Tensor, shape: Sequence[int], start: int = 0) -> Tensor:
-    """Standard normal float32 (Box-Muller, 32 random bits a coordinate), shape ``[T, B, *]``."""
-
-    def pairs(words: list[Tensor]) -> list[Tensor]:
-        lanes = []
-        for radius, angle in (words[:2], words[2:]):
-            r = radius.to(torch.float32).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
-            a = angle.to(torch.float32).mul_(2.0 * torch.pi * 2.0**-32)
-            lanes += [r * a.cos(), r * a.sin()]
-        return lanes
-
-    parts = ((part, pairs(words)) for part, words in _blocks(key, sample_ids, shape, start))
-    return _fill(shape, sample_ids.device, parts)

@@ -33,11 +33,15 @@ class Temporal(nn.Module):
         """One time step, ``[B, *] -> [B, *]``."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Several steps ``[t, B, *]`` on from ``state``: their outputs, and the state after the last."""
         checks.sequence("x", x)
-        state = self.initial_state(x[0])
         outputs = []
         for x_t in x.unbind(0):
             y_t, state = self.step(x_t, state)
             outputs.append(y_t)
-        return torch.stack(outputs)
+        return torch.stack(outputs), state
+
+    def forward(self, x: Tensor) -> Tensor:
+        checks.sequence("x", x)
+        return self.advance(x, self.initial_state(x[0]))[0]

@@ -13,6 +13,7 @@ from scipy import stats
 from torch import nn
 
 import snnrobust.draws as draws_module
+import snnrobust.kernels.philox as philox_module
 from snnrobust.draws import (
     Stochastic,
     Stream,
@@ -28,6 +29,7 @@ from snnrobust.draws import (
     uniform,
 )
 from snnrobust.encoders import Direct, Poisson
+from snnrobust.kernels import native
 
 SIGNIFICANCE = 1e-6  # of every statistical test; the keys are fixed, so each passes or fails for good
 KEY = torch.tensor([0x9ABCDEF0, 0x12345678])
@@ -111,10 +113,15 @@ def draw(request):
     return request.param
 
 
+@pytest.fixture
+def fallback(monkeypatch):
+    monkeypatch.setattr(native, "available", lambda: False)
+
+
 @pytest.mark.parametrize("chunk", [1, 11, 50, 1 << 20])
-def test_draws_do_not_depend_on_the_chunk(draw, chunk, monkeypatch):
+def test_draws_do_not_depend_on_the_chunk(draw, chunk, monkeypatch, fallback):
     expected = draw(KEY, torch.arange(12), FULL)
-    monkeypatch.setattr(draws_module, "_CHUNK", chunk)
+    monkeypatch.setattr(philox_module, "_CHUNK", chunk)
     assert torch.equal(draw(KEY, torch.arange(12), FULL), expected)
 
 
@@ -165,16 +172,23 @@ def test_normal_is_normal():
     width = stats.norm.isf(SIGNIFICANCE / 2) / np.sqrt(len(z))
     for power, mean, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
         assert abs((z**power).mean() - mean) < width * np.sqrt(variance)
+    for bound in (-4.0, -3.0, -2.0, 2.0, 3.0, 4.0):  # the tails
+        beyond = int((z < bound).sum() if bound < 0 else (z > bound).sum())
+        assert stats.binomtest(beyond, len(z), stats.norm.sf(abs(bound))).pvalue > SIGNIFICANCE
+    far = np.abs(z[np.abs(z) > 2.5])
+    assert stats.kstest(stats.norm.sf(far) / stats.norm.sf(2.5), "uniform").pvalue > SIGNIFICANCE
+    quarters = np.histogram(np.arctan2(z[1::2], z[::2]), 64, (-np.pi, np.pi))[0]  # every angle, of independent pairs
+    assert stats.chisquare(quarters).pvalue > SIGNIFICANCE
 
 
 @pytest.mark.parametrize("word", [0, 1, 0xFFFFFFFF])
-def test_extreme_words(word, monkeypatch):
+def test_extreme_words(word, monkeypatch, fallback):
     """They come once in 2**32 draws: never 1, never infinite."""
-    monkeypatch.setattr(draws_module, "philox", lambda key, counter: [torch.full((1, 1), word)] * 4)
+    monkeypatch.setattr(philox_module, "philox", lambda key, counter: [torch.full((1, 1), word)] * 4)
     assert uniform(KEY, torch.arange(1), (1, 1, 4)).unique().item() == (word >> 8) / 2**24 < 1.0
     z = normal(KEY, torch.arange(1), (1, 1, 4))
     r, a = np.sqrt(-2 * np.log((word + 0.5) / 2**32)), 2 * np.pi * word / 2**32
-    assert z.flatten().tolist() == pytest.approx([r * np.cos(a), r * np.sin(a)] * 2, abs=2e-5)
+    assert z.flatten().tolist() == pytest.approx([r * np.cos(a), r * np.sin(a)] * 2, rel=5e-7, abs=1e-6)
 
 
 def _correlation(a, b):

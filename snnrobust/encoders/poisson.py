@@ -7,8 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from snnrobust import checks
-from snnrobust.encoders.encoder import Encoder, repeat
-from snnrobust.encoders.straight_through import straight_through
+from snnrobust.encoders.encoder import Encoder
 
 __all__ = ["Gradient", "Poisson"]
 
@@ -35,6 +34,4 @@ class Poisson(Encoder):
         self.gradient = checks.choice("gradient", gradient, get_args(Gradient))
 
     def _encode(self, x: Tensor, start: int, steps: int) -> Tensor:
-        u = self.uniform((steps, *x.shape), start, x.device)
-        value = 0.0 * x if self.gradient == "none" else x
-        return straight_through(repeat(value, steps), u < x)
+        return self.bernoulli(x, steps, start, value=0.0 * x if self.gradient == "none" else x)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from snnrobust import checks
-from snnrobust.encoders.encoder import Encoder, repeat
-from snnrobust.encoders.straight_through import straight_through
+from snnrobust.encoders.encoder import Encoder
 
 __all__ = ["Population"]
 
@@ -52,6 +51,4 @@ class Population(Encoder):
         return ((x.unsqueeze(2) - centres) / sigma).square().mul(-0.5).exp().flatten(1, 2)
 
     def _encode(self, x: Tensor, start: int, steps: int) -> Tensor:
-        a = self._rates(x)
-        u = self.uniform((steps, *a.shape), start, x.device)
-        return straight_through(repeat(a, steps), u < a)
+        return self.bernoulli(self._rates(x), steps, start)

@@ -6,13 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import get_args
 
-import torch
 from torch import Tensor
 
 from snnrobust import checks
-from snnrobust.encoders.encoder import FINITE, Encoder, repeat
+from snnrobust.encoders.encoder import FINITE, Encoder
 from snnrobust.encoders.poisson import Gradient
-from snnrobust.encoders.straight_through import straight_through
 
 __all__ = ["SignedPoisson"]
 
@@ -65,10 +63,8 @@ class SignedPoisson(Encoder):
         return tuple(shape)
 
     def _encode(self, x: Tensor, start: int, steps: int) -> Tensor:
-        u = self.uniform((steps, *x.shape), start, x.device)
         rate = (x - _along_channels(self.mean, x)) / (_along_channels(self.std, x) * self.scale)
-        spikes = rate.sign().to(torch.int8) * (u < rate.abs())
-        return straight_through(repeat(0.0 * x if self.gradient == "none" else rate, steps), spikes)
+        return self.bernoulli(rate, steps, start, signed=True, value=0.0 * x if self.gradient == "none" else rate)
 
 
 def _per_channel(name: str, value: float | Sequence[float], positive: bool = False) -> PerChannel:

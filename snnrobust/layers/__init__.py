@@ -1,6 +1,7 @@
 """Temporal layers that are not neurons: containers, normalisation, readouts."""
 
 from snnrobust.layers.bntt import BNTT
+from snnrobust.layers.chunked import Chunked
 from snnrobust.layers.normalise import Normalise
 from snnrobust.layers.readout import READOUTS, LastOutput, MeanMembrane, MeanOutput, Readout, SpikeCount
 from snnrobust.layers.residual import Concat, OrdinaryConcat, OrdinaryResidual, Residual
@@ -9,6 +10,6 @@ from snnrobust.layers.tdbn import TDBN
 from snnrobust.layers.tebn import TEBN
 
 __all__ = [
-    "BNTT", "READOUTS", "TDBN", "TEBN", "Concat", "LastOutput", "MeanMembrane", "MeanOutput", "Normalise", "OrdinaryConcat",
+    "BNTT", "READOUTS", "TDBN", "TEBN", "Chunked", "Concat", "LastOutput", "MeanMembrane", "MeanOutput", "Normalise", "OrdinaryConcat",
     "OrdinaryResidual", "Readout", "Residual", "Sequential", "SpikeCount",
 ]  # fmt: skip

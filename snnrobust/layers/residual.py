@@ -42,6 +42,13 @@ class Residual(Temporal):
             x_t, shortcut = self.shortcut.step(x_t, shortcut)
         return _add(x_t, y_t), (body, shortcut)
 
+    def advance(self, x: Tensor, state: tuple[State, State]) -> tuple[Tensor, tuple[State, State]]:
+        body, shortcut = state
+        y, body = self.body.advance(x, body)
+        if self.shortcut is not None:
+            x, shortcut = self.shortcut.advance(x, shortcut)
+        return _add(x, y), (body, shortcut)
+
     def forward(self, x: Tensor) -> Tensor:
         checks.sequence("x", x)
         return _add(x if self.shortcut is None else self.shortcut(x), self.body(x))
@@ -78,6 +85,10 @@ class Concat(Temporal):
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         y_t, state = self.body.step(x_t, state)
         return _concatenate(x_t, y_t, 1), state
+
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, state = self.body.advance(x, state)
+        return _concatenate(x, y, 2), state
 
     def forward(self, x: Tensor) -> Tensor:
         checks.sequence("x", x, rank=3)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from snnrobust import checks
+from snnrobust.layers.flow import advance, run
 from snnrobust.layers.readout import Readout
 from snnrobust.temporal import State, Temporal
 
@@ -65,20 +66,11 @@ class Sequential(Temporal):
                 x_t = module(x_t)
         return x_t, after
 
+    def advance(self, x: Tensor, state: dict[int, State]) -> tuple[Tensor, dict[int, State]]:
+        return advance(list(self._parts()), checks.sequence("x", x), state)
+
     def forward(self, x: Tensor) -> Tensor:
-        checks.sequence("x", x)
-        steps = x.shape[0]
-        folded = False
-        for module in self._parts():
-            if isinstance(module, Temporal | nn.RNNBase):
-                if folded:
-                    x, folded = x.unflatten(0, (steps, -1)), False
-                x = module(x) if isinstance(module, Temporal) else module(x)[0]
-            else:
-                if not folded:
-                    x, folded = x.flatten(0, 1), True
-                x = module(x)
-        return x.unflatten(0, (steps, -1)) if folded else x
+        return run(list(self._parts()), checks.sequence("x", x))
 
 
 def _flat(container: Sequential | nn.Sequential) -> Iterator[nn.Module]:

@@ -93,14 +93,19 @@ def lif_from(
     surrogate: Surrogate = ATan(2.0),  # noqa: B008 (frozen: safe to share)
     detach_reset: bool = True,
     refractory: int = 0,
+    steps: int = 0,
 ) -> tuple[Tensor, Membrane]:
-    """:func:`lif` from ``state`` instead of rest, and the state after the last step. Gradients pass through both."""
-    checks.sequence("x", x)
-    continues(x[0], state.v)
+    """:func:`lif` from ``state`` instead of rest, and the state after the last step. Gradients pass through both.
+
+    With ``steps`` > 0, ``x`` is ``[B, *]`` and the same at so many steps.
+    """
+    whole = x[None] if steps else x
+    checks.sequence("x", whole)
+    continues(whole[0], state.v)
     rule = _rule(decay, threshold, reset, surrogate, detach_reset, refractory)
     if _timed(rule) and state.quiet is None:
         raise ValueError(f"{surrogate} needs the time since the last spike: start the stream under this surrogate")
-    s, *after = _LIF.apply(x, 0, state.v, state.quiet, *_constants(decay, threshold, x), rule, True)  # type: ignore[no-untyped-call]
+    s, *after = _LIF.apply(x, steps, state.v, state.quiet, *_constants(decay, threshold, whole), rule, True)  # type: ignore[no-untyped-call]
     return s, Membrane(after[0], after[1] if _timed(rule) else state.quiet)
 
 
@@ -259,6 +264,10 @@ class LIF(Neuron):
 
     def initial_state(self, x_t: Tensor) -> Membrane:
         return self._rest(x_t)
+
+    def advance(self, x: Tensor, state: Membrane) -> tuple[Tensor, Membrane]:
+        rule = self.reset, self.surrogate, self.detach_reset, self.refractory
+        return lif_from(x, state, self.decay, self.threshold, *rule)
 
     def step(self, x_t: Tensor, state: Membrane) -> tuple[Tensor, Membrane]:
         x_t = heard(continues(x_t, state.v), state.quiet, self.refractory)

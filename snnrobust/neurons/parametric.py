@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.kernels.lif import state_dtype
-from snnrobust.neurons.lif import lif
+from snnrobust.neurons.lif import lif, lif_from
 from snnrobust.neurons.neuron import Constant, Membrane, Neuron, Reset, along_channels, continues, heard, shown
 from snnrobust.neurons.surrogate import ATan, Surrogate
 
@@ -68,6 +68,12 @@ class PLIF(Neuron):
 
     def initial_state(self, x_t: Tensor) -> Membrane:
         return self._rest(x_t)
+
+    def advance(self, x: Tensor, state: Membrane) -> tuple[Tensor, Membrane]:
+        decay, rule = self.decay, (self.reset, self.surrogate, self.detach_reset, self.refractory)
+        current = self._current(checks.sequence("x", x), along_channels("decay", decay, x[0]))
+        spikes, state = lif_from(current, state, decay, self.threshold, *rule)
+        return spikes.to(x.dtype), state
 
     def step(self, x_t: Tensor, state: Membrane) -> tuple[Tensor, Membrane]:
         decay = along_channels("decay", self.decay, x_t)
@@ -133,6 +139,10 @@ class LearnableThresholdLIF(Neuron):
 
     def initial_state(self, x_t: Tensor) -> Membrane:
         return self._rest(x_t)
+
+    def advance(self, x: Tensor, state: Membrane) -> tuple[Tensor, Membrane]:
+        rule = self.reset, self.surrogate, self.detach_reset, self.refractory
+        return lif_from(x, state, self.decay, self.threshold, *rule)
 
     def step(self, x_t: Tensor, state: Membrane) -> tuple[Tensor, Membrane]:
         x_t = heard(continues(x_t, state.v), state.quiet, self.refractory)

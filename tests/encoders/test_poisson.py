@@ -62,11 +62,24 @@ def test_zero_never_fires_and_one_always(dtype):
     assert torch.equal(spikes, x.expand(200, 100, 2))
 
 
-@pytest.mark.parametrize("draw", [0.0, 1 - 2.0**-24])
-def test_zero_never_fires_and_one_always_at_the_rarest_draws(draw, monkeypatch):
-    encoder = Poisson(2)
-    monkeypatch.setattr(encoder, "uniform", lambda shape, *_: torch.full(shape, draw))
-    assert encoder(torch.tensor([[0.0, 1.0]])).tolist() == [[[0.0, 1.0]]] * 2
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("step", "element", "draw"), [(75, 3118, 0.0), (288, 7670, 1 - 2.0**-24)])
+def test_zero_never_fires_and_one_always_at_the_rarest_draws(step, element, draw, dtype):
+    encoder, x = Poisson(500), torch.arange(2, dtype=dtype)[:, None].expand(2, 8000)
+    words = torch.tensor([0x9ABCDEF0, 0x12345678]), torch.zeros(2, dtype=torch.int64)
+    encoder._key, encoder._sample_ids = words  # both samples meet the same draws
+    assert float(encoder.uniform((1, 2, 8000), step)[0, 0, element]) == draw
+    assert torch.equal(encoder.encode(x, step, 1)[0], x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_draw_at_the_rate_is_silent(dtype):
+    """u < x, so the 2^24 possible draws give the rate without bias."""
+    encoder = Poisson(1)
+    with draws(encoder, 5):
+        draw = encoder.uniform((1, 3, 40))[0].to(dtype)
+        assert not encoder(draw).any()
+        assert encoder((draw + 2.0**-24).clamp(max=1.0)).all()
 
 
 def test_draws_follow_sample_and_key_not_the_batch():

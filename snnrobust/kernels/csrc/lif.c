@@ -4,168 +4,11 @@
  * the work of a step is done in blocks of a few kilobytes, by loops that each do one thing: the compiler makes vectors of them.
  * Multiply and add stay apart (-ffp-contract=off), so that the torch fallback rounds alike.
  */
-#include "lif.h"
+#include "blocks.h"
+#include "surrogates.h"
 
-/* Elements: of a block; of a tile at most; of what a tile keeps for all steps; of what is asked for ahead of its use. */
-enum { BLOCK = 512, LONGEST = 16384, HOLD = 131072, AHEAD = 1024 };
-
-SNN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* ---- moving blocks ------------------------------------------------------------------------------------------- */
-
-/* Block of x as float32: in place where it is that already. */
-SNN_INLINE const float *load(const void *from, int64_t at, int64_t n, int bf16, float *restrict room) {
-    if (!bf16) return (const float *)from + at;
-    const uint16_t *restrict words = (const uint16_t *)from + at;
-    SNN_SIMD for (int64_t i = 0; i < n; i++) room[i] = snn_from_bf16(words[i]);
-    return room;
-}
-
-/* Ask for a block that is needed soon: the processor's own prefetching stops at every page. */
-SNN_INLINE void expect(const void *from, int64_t at, int64_t n, int bf16) {
-    const int64_t size = bf16 ? 2 : 4;
-    const char *bytes = (const char *)from + at * size;
-    for (int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(bytes + i, 0, 3);
-}
-
-/* Write a block that the cache need not keep. */
-SNN_INLINE void flow(float *restrict to, const float *restrict from, int64_t n) {
-    int64_t i = 0;
-#if defined(__AVX512F__)
-    if (((uintptr_t)to & 63) == 0)
-        for (; i + 16 <= n; i += 16) _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
-#elif defined(__AVX2__)
-    if (((uintptr_t)to & 31) == 0)
-        for (; i + 8 <= n; i += 8) _mm256_stream_ps(to + i, _mm256_loadu_ps(from + i));
-#endif
-    if (i < n) memcpy(to + i, from + i, (size_t)(n - i) * sizeof(float));
-}
-
-/* Where a block that ends up in `to` is made: there, or in `room` on its way. */
-SNN_INLINE float *place(void *to, int64_t at, int bf16, int stream, float *room) {
-    return bf16 || stream ? room : (float *)to + at;
-}
-
-SNN_INLINE void store(void *to, int64_t at, const float *restrict from, int64_t n, int bf16, int stream) {
-    if (bf16) {
-        uint16_t *restrict words = (uint16_t *)to + at;
-        SNN_SIMD for (int64_t i = 0; i < n; i++) words[i] = snn_to_bf16(from[i]);
-    } else if (stream) {
-        flow((float *)to + at, from, n);
-    }
-}
-
-/* ---- constants along channels -------------------------------------------------------------------------------- */
-
-/* Elements at, at + 1, ... that lie in one row: of one channel (inner > 1), or of consecutive channels (inner = 1). */
-SNN_INLINE int64_t row(const Lif *k, int64_t at, int64_t n, int64_t *channel) {
-    if (k->inner == 1) {
-        *channel = at % k->C;
-        return smaller(n, k->C - *channel);
-    }
-    *channel = at / k->inner % k->C;
-    return smaller(n, k->inner - at % k->inner);
-}
-
-static void spread(const Lif *k, const float *values, int64_t at, int64_t n, float *restrict to) {
-    int64_t channel;
-    for (int64_t i = 0, part; i < n; i += part) {
-        part = row(k, at + i, n - i, &channel);
-        if (k->inner == 1)
-            memcpy(to + i, values + channel, (size_t)part * sizeof(float));
-        else
-            for (int64_t j = 0; j < part; j++) to[i + j] = values[channel];
-    }
-}
-
-/* y = (x - mean) * scale + bias */
-static void normalise(const Lif *k, int64_t t, const float *x, int64_t at, int64_t n, float *y) {
-    const float *mean = k->mean + t * k->norm_step, *scale = k->scale + t * k->norm_step;
-    const float *bias = k->bias ? k->bias + t * k->norm_step : 0;
-    int64_t c;
-    for (int64_t i = 0, part; i < n; i += part) {
-        part = row(k, at + i, n - i, &c);
-        const float *xi = x + i;
-        float *yi = y + i;
-        if (k->inner == 1) {
-            const float *restrict m = mean + c, *restrict s = scale + c;
-            SNN_SIMD for (int64_t j = 0; j < part; j++) yi[j] = (xi[j] - m[j]) * s[j];
-            if (bias) {
-                const float *restrict b = bias + c;
-                SNN_SIMD for (int64_t j = 0; j < part; j++) yi[j] += b[j];
-            }
-        } else {
-            const float m = mean[c], s = scale[c];
-            SNN_SIMD for (int64_t j = 0; j < part; j++) yi[j] = (xi[j] - m) * s;
-            if (bias) {
-                const float b = bias[c];
-                SNN_SIMD for (int64_t j = 0; j < part; j++) yi[j] += b;
-            }
-        }
-    }
-}
-
-/* grad *= scale, of a block. */
-static void rescale(const Lif *k, int64_t t, float *restrict grad, int64_t at, int64_t n) {
-    const float *scale = k->scale + t * k->norm_step;
-    int64_t c;
-    for (int64_t i = 0, part; i < n; i += part) {
-        part = row(k, at + i, n - i, &c);
-        if (k->inner == 1) {
-            SNN_SIMD for (int64_t j = 0; j < part; j++) grad[i + j] *= scale[c + j];
-        } else {
-            const float s = scale[c];
-            SNN_SIMD for (int64_t j = 0; j < part; j++) grad[i + j] *= s;
-        }
-    }
-}
-
-/* Add grad and grad * (x - mean) of a block to the sums of its channels; `part_sums` has room for [2, C] floats. */
-static void accumulate(
-    const Lif *k, int64_t t, const float *restrict grad, const float *restrict x, int64_t at, int64_t n,
-    double *restrict sums, float *restrict part_sums
-) {
-    const float *mean = k->mean + t * k->norm_step;
-    double *to = sums + 2 * t * k->norm_step;
-    int64_t c;
-    if (k->inner == 1) {
-        float *restrict first = part_sums, *restrict second = part_sums + k->C;
-        if (n >= k->C) memset(part_sums, 0, (size_t)(2 * k->C) * sizeof(float));
-        for (int64_t i = 0, part; i < n; i += part) {
-            part = row(k, at + i, n - i, &c);
-            const float *restrict g = grad + i, *restrict xi = x + i, *restrict m = mean + c;
-            if (n >= k->C) {
-                SNN_SIMD for (int64_t j = 0; j < part; j++) {
-                    first[c + j] += g[j];
-                    second[c + j] += g[j] * (xi[j] - m[j]);
-                }
-            } else {
-                for (int64_t j = 0; j < part; j++) {
-                    to[2 * (c + j)] += g[j];
-                    to[2 * (c + j) + 1] += g[j] * (xi[j] - m[j]);
-                }
-            }
-        }
-        if (n >= k->C)
-            for (int64_t j = 0; j < k->C; j++) {
-                to[2 * j] += first[j];
-                to[2 * j + 1] += second[j];
-            }
-        return;
-    }
-    for (int64_t i = 0, part; i < n; i += part) {
-        part = row(k, at + i, n - i, &c);
-        const float *restrict g = grad + i, *restrict xi = x + i;
-        const float m = mean[c];
-        float first = 0, second = 0;
-        _Pragma("omp simd reduction(+:first, second)") for (int64_t j = 0; j < part; j++) {
-            first += g[j];
-            second += g[j] * (xi[j] - m);
-        }
-        to[2 * c] += first;
-        to[2 * c + 1] += second;
-    }
-}
+/* Elements of a tile at most, and of what a tile keeps for all steps. */
+enum { LONGEST = 16384, HOLD = 131072 };
 
 /* ---- the neuron ---------------------------------------------------------------------------------------------- */
 
@@ -325,42 +168,6 @@ static void forward_part(void *context, int64_t begin, int64_t end, int part) {
     free(r->memory);
 }
 
-/* ---- surrogates ---------------------------------------------------------------------------------------------- */
-
-/* exp for x <= 0 to about one rounding (Cephes): a polynomial of the rest after the nearest power of two. */
-SNN_INLINE float exp_of(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
-    const float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * f + 1.3981999507e-3f;
-    p = p * f + 8.3334519073e-3f;
-    p = p * f + 4.1665795894e-2f;
-    p = p * f + 1.6666665459e-1f;
-    p = p * f + 5.0000001201e-1f;
-    p = p * f * f + f + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
-    float power;
-    memcpy(&power, &bits, 4);
-    return p * power;
-}
-
-SNN_INLINE float derivative(int kind, float a, float b, float u) {
-    const float size = u < 0 ? -u : u;
-    float e;
-    switch (kind) {
-    case ATAN: e = u * b; return a / (e * e + 1.0f);
-    case TRIANGLE: e = a - size * b; return e > 0 ? e : u != u ? u : 0.0f;
-    case FAST_SIGMOID: e = size * a + 1.0f; return 1.0f / (e * e);
-    case SIGMOID: e = exp_of(-a * size); return u != u ? u : a * e / ((1.0f + e) * (1.0f + e));
-    case RECTANGLE: return size <= a ? b : 0.0f;
-    case GAUSSIAN: return u != u ? u : exp_of(u * u * a) * b;
-    case EXPONENTIAL: return u != u ? u : exp_of(-b * size) * a;
-    case SPIKE_TIME: return exp_of(-b * u) * a;
-    default: return 1.0f;
-    }
-}
-
 #define SLOPES(KIND)                                                                                                      \
     case KIND:                                                                                                            \
         SNN_SIMD for (int64_t i = 0; i < n; i++) to[i] = derivative(KIND, a, b, h[i] - (each ? thresholds[i] : threshold)); \
@@ -513,9 +320,6 @@ static void backward_part(void *context, int64_t begin, int64_t end, int part) {
 }
 
 /* ---- what is called ------------------------------------------------------------------------------------------ */
-
-/* Elements a thread is worth starting for; elements that the nearer caches do not hold. */
-enum { WORTH = 32768, FAR = 1 << 18 };
 
 static int run(const Lif *k, int backward) {
     int failed = 0;

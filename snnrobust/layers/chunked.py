@@ -1,0 +1,108 @@
+"""Less memory over many time steps: the steps are taken in chunks, and a chunk is computed again when its gradient is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from snnrobust import checks
+from snnrobust.draws import held
+from snnrobust.layers.fused import hooked
+from snnrobust.layers.readout import Readout
+from snnrobust.layers.tebn import TEBN
+from snnrobust.temporal import State, Temporal
+
+__all__ = ["Chunked"]
+
+
+class Chunked(Temporal):
+    r"""``network`` over a sequence ``[T, B, *]``, in chunks of ``steps`` whose activations are not kept for the backward pass.
+
+    Outputs and gradients are those of ``network`` under the same draws. Kept are the states between chunks and the activations of one
+    chunk, which grow as :math:`T / c + c`, so :math:`\sqrt{T}` at best; the price is one more forward pass of all chunks but
+    the last. Without gradients the chunks save memory at no price.
+
+    Args:
+        network: A temporal module, such as :class:`~snnrobust.layers.Sequential`.
+        steps: c, or None for :math:`\lceil \sqrt{T} \rceil`.
+
+    Raises:
+        TypeError: a network that is not temporal, or that holds a readout.
+        RuntimeError: training a network that normalises over all time steps (``nn.BatchNorm``, ``TDBN``, ``TEBN``).
+
+    Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
+    """
+
+    def __init__(self, network: Temporal, steps: int | None = None) -> None:
+        super().__init__()
+        if not isinstance(network, Temporal):
+            raise TypeError(f"network must be a temporal module such as Sequential, got {type(network).__name__}")
+        if any(isinstance(m, Readout) for m in network.modules()):
+            raise TypeError("network holds a readout, which ends the sequence: put it after Chunked")
+        self.network = network
+        self.steps = steps if steps is None else checks.count("steps", steps)
+
+    def initial_state(self, x_t: Tensor) -> State:
+        return self.network.initial_state(x_t)
+
+    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.network.step(x_t, state)
+
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.network.advance(x, state)
+
+    def forward(self, x: Tensor) -> Tensor:
+        T = len(checks.sequence("x", x))
+        size = self.steps or math.isqrt(T - 1) + 1
+        if size >= T or torch.compiler.is_compiling() or any(hooked(m) for m in self.network.modules()):
+            return self.network(x)  # type: ignore[no-any-return]
+        self._refuse()
+        chunks, again = x.split(size), held(self.network)
+        state, outputs = self.network.initial_state(x[0]), []
+        for index, chunk in enumerate(chunks):
+            run = _Chunk(self.network, lambda index=index: again(index))
+            if torch.is_grad_enabled() and index < len(chunks) - 1:
+                y, state = checkpoint(run, chunk, state, use_reentrant=False)
+            else:
+                y, state = run(chunk, state)
+            outputs.append(y)
+        return torch.cat(outputs)
+
+    def _refuse(self) -> None:
+        for name, module in self.network.named_modules():
+            if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm | TEBN):
+                raise RuntimeError(
+                    f"{name} ({type(module).__name__}) normalises over all time steps while training, so they cannot be taken in "
+                    "chunks: use BNTT, train without Chunked, or put that layer into eval mode"
+                )
+
+    def extra_repr(self) -> str:
+        return f"steps={self.steps}"
+
+
+class _Chunk:
+    """A chunk under its draws; from the second time on, running statistics stay as they are."""
+
+    def __init__(self, network: Temporal, draws: object) -> None:
+        self.network, self.draws, self.ran = network, draws, False
+
+    def __call__(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        first, self.ran = not self.ran, True
+        with self.draws(), nullcontext() if first else _buffers_kept(self.network):  # type: ignore[operator]
+            return self.network.advance(x, state)
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    before = [(b, b.clone()) for m in module.modules() if m.training for b in m.buffers(recurse=False)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)

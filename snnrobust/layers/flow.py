@@ -1,0 +1,129 @@
+"""How a :class:`~snnrobust.layers.Sequential` runs its parts: what is alike at all steps is computed once, time is folded into the
+batch around layers without memory, convolutions keep channels last, and normalisation and neurons run as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _len_torch_dispatch_stack
+
+from snnrobust.kernels import native
+from snnrobust.layers.fused import fuses, hooked, lif_constants, run_fused
+from snnrobust.layers.normalise import Normalise
+from snnrobust.neurons.lif import lif_from, lif_shown
+from snnrobust.temporal import State, Temporal
+
+__all__ = ["advance", "run"]
+
+_ALIKE = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
+    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.ReLU, nn.LayerNorm, nn.GroupNorm, Normalise,
+)  # fmt: skip
+_OWN_FORWARDS = {kind.forward for kind in _ALIKE}
+"""Of layers that give each sample the same, whatever else is in the batch, and draw nothing."""
+
+
+def run(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """The parts in order over a sequence ``[T, B, *]``."""
+    # Whoever traces, exports or counts operations is shown each step.
+    watched = torch.compiler.is_compiling() or _len_torch_dispatch_stack() > 0
+    flow = _Flow(x, watched)
+    index = 0
+    while index < len(parts):
+        module = parts[index]
+        following = parts[index + 1] if index + 1 < len(parts) else None
+        index += 1 + flow.take(module, following)
+    return flow.sequence()
+
+
+def advance(parts: Sequence[nn.Module], x: Tensor, states: dict[int, State]) -> tuple[Tensor, dict[int, State]]:
+    """The parts over some steps ``[t, B, *]``, on from their states by index; without any, from the zero state."""
+    flow, after = _Flow(x, torch.compiler.is_compiling() or _len_torch_dispatch_stack() > 0), {}
+    for index, module in enumerate(parts):
+        if isinstance(module, Temporal | nn.RNNBase):
+            after[index] = flow.go_on(module, states.get(index), fresh=not states)
+        else:
+            flow.take(module, None)
+    return flow.sequence(), after
+
+
+class _Flow:
+    """What flows from part to part: ``[T, B, *]``, folded ``[T * B, *]``, or ``[B, *]`` that is alike at all steps."""
+
+    def __init__(self, x: Tensor, watched: bool) -> None:
+        self.steps, self.watched, self.folded = x.shape[0], watched, False
+        self.alike = not watched and self.steps > 1 and x.stride(0) == 0 and x.numel() > 0
+        self.x = x[0] if self.alike else x
+
+    def sequence(self) -> Tensor:
+        """``[T, B, *]``."""
+        if self.alike:
+            self.x, self.alike = self.x.expand(self.steps, *self.x.shape), False
+        elif self.folded:
+            self.x, self.folded = self.x.unflatten(0, (self.steps, -1)), False
+        return self.x
+
+    def batch(self) -> Tensor:
+        """``[T * B, *]``."""
+        if not self.folded:
+            self.x, self.folded = self.sequence().flatten(0, 1), True
+        return self.x
+
+    def take(self, module: nn.Module, following: nn.Module | None) -> bool:
+        """Go through ``module``; whether ``following`` was gone through too."""
+        if not self.watched and following is not None and self._fuse(module, following):
+            return True
+        if isinstance(module, Temporal | nn.RNNBase):
+            self._temporal(module)
+        elif self.alike and type(module).forward in _OWN_FORWARDS and not hooked(module):
+            self.x = self._plain(module, self.x)
+        else:
+            self.x = self._plain(module, self.batch())
+        return False
+
+    def _temporal(self, module: Temporal | nn.RNNBase) -> None:
+        constants = lif_constants(module)
+        if self.alike and constants is not None and not hooked(module):
+            rule = module.reset, module.surrogate, module.detach_reset, module.refractory
+            self.x, self.alike = lif_shown(self.x, self.steps, *constants, *rule), False  # type: ignore[arg-type]
+            return
+        x = self.sequence()
+        self.x = module(x) if isinstance(module, Temporal) else module(x)[0]
+
+    def go_on(self, module: Temporal | nn.RNNBase, state: State, fresh: bool) -> State:
+        """Go through ``module`` from ``state``, or from its zero state where all is ``fresh``; its state afterwards."""
+        if isinstance(module, nn.RNNBase):
+            self.x, state = module(self.sequence(), state)
+            return state
+        constants = lif_constants(module)
+        if self.alike and constants is not None:
+            state = module.initial_state(self.x) if fresh else state
+            rule = module.reset, module.surrogate, module.detach_reset, module.refractory
+            self.x, state = lif_from(self.x, state, *constants, *rule, steps=self.steps)  # type: ignore[arg-type]
+            self.alike = False
+            return state
+        x = self.sequence()
+        self.x, state = module.advance(x, module.initial_state(x[0]) if fresh else state)
+        return state
+
+    def _fuse(self, module: nn.Module, following: nn.Module) -> bool:
+        x = self.x if self.alike or not self.folded else self.x.unflatten(0, (self.steps, -1))
+        steps = self.steps if self.alike else 0
+        if not fuses(module, following, x, steps):
+            return False
+        self.x, self.alike, self.folded = run_fused(module, following, x, steps), False, False
+        return True
+
+    def _plain(self, module: nn.Module, x: Tensor) -> Tensor:
+        if not self.watched and isinstance(module, nn.Conv2d) and x.dim() == 4 and x.is_cpu and native.available():
+            x = _channels_last(x)
+        return module(x)  # type: ignore[no-any-return]
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """``x`` ``[N, C, H, W]`` with its channels innermost, said by its strides for one channel too."""
+    if x.shape[1] == 1 and x.is_contiguous():
+        return x.view(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)
