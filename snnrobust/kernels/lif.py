@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-
 from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
 from snnrobust.kernels import native
