@@ -7,6 +7,7 @@ ARGS ?=
 EXTRAS := events,interop,dev
 BIN := .venv/bin
 STAMP := .venv/.installed
+PEERS := .venv/.peers
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -39,8 +40,8 @@ format: $(STAMP)  ## rewrite the code in the project's format
 	@$(BIN)/ruff check --fix-only --select I .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP)  ## run the benchmarks
-	@echo '==> the benchmarks'
+bench: $(PEERS)  ## measure speed beside other libraries, and what of the targets is reached
+	@echo '==> the benchmarks: about ten minutes; ARGS=--quick for fewer repeats, ARGS=lif for a part'
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## remove caches and build products; keep .venv and runs
@@ -62,3 +63,10 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard snnrobust/kernels/c
 	@echo '==> set-up 3/3: installs snnrobust and all that it needs; the first time takes minutes and downloads PyTorch'
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $(STAMP)
+
+# Without what torchattacks asks for: it works without, and asks for versions that do not fit the others.
+$(PEERS): $(STAMP)
+	@echo '==> torchattacks, which PGD is measured beside'
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -c constraints.txt torchattacks \
+		|| echo 'it cannot be installed: its loop, written out, takes its place'
+	@touch $(PEERS)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import peers
-from benchmarks.harness import OURS, Case, DisagreementError
-from benchmarks.peers import SNNTORCH, TIME_STEPS
+from benchmarks import networks, peers
+from benchmarks.harness import OURS, Case, DisagreementError, Run
+from benchmarks.networks import SMALL
+from benchmarks.peers import JELLY, SNNTORCH
+from benchmarks.targets import Target
 from snnrobust.attacks import PGD, Linf
 
-__all__ = ["by_hand", "cases"]
+__all__ = ["by_hand", "by_torchattacks", "cases"]
 
 EPS = 8 / 255
 STEPS = 10
@@ -22,44 +25,87 @@ SIZE = 2.5 * EPS / STEPS
 
 
 def cases(tiny: bool = False) -> Iterator[Case]:
-    size = 2 if tiny else 64
-    x, y = peers.batch(size)
-    ours, theirs = peers.our_network().eval(), peers.optional(lambda: peers.snntorch_network().eval())
+    architecture = SMALL.tiny() if tiny else SMALL
+    size = architecture.batch
+    x, y = networks.batch(architecture, size)
+    ours = networks.ours(architecture).eval()
     pgd = PGD(Linf(EPS), steps=STEPS, step_size=SIZE, random_start=False)
-    _check(pgd(ours, x[:8], y[:8], seed=0), by_hand(ours, x[:8], y[:8]))
+    there = peers.optional(_torchattacks) is not None
+    expected = by_hand(ours, x[:8], y[:8])
+    _check("PGD", pgd(ours, x[:8], y[:8], seed=0), expected)
+    if there:
+        _check("torchattacks", by_torchattacks(ours)(x[:8], y[:8]), expected)
+    rival = f"{SNNTORCH} and torchattacks"
+    models = {name: peers.optional(partial(make, architecture)) for name, make in _PEERS.items()}
+
+    def attacked(name: str) -> Run | None:
+        model = models[name]
+        if model is None:
+            return None
+        return partial(by_torchattacks(model.eval()) if there else partial(by_hand, model.eval()), x, y)
+
+    snntorch = models[SNNTORCH]
     yield Case(
-        f"PGD-{STEPS}, small conv SNN, T = {TIME_STEPS}, batch of {size}",
+        f"PGD-{STEPS}, {architecture.name}, T = {architecture.time_steps}, batch of {size}",
         {
             OURS: partial(pgd, ours, x, y, seed=0),
-            SNNTORCH: None if theirs is None else partial(by_hand, theirs, x, y),
+            rival: attacked(SNNTORCH),
+            f"{JELLY} and torchattacks": attacked(JELLY),
+            f"{SNNTORCH}, loss.backward()": None
+            if snntorch is None
+            else partial(by_hand, snntorch, x, y, backward=True),
         },
-        reference=SNNTORCH,
+        reference=rival,
+        targets=(Target(f"PGD-{STEPS}, {architecture.name}", OURS, rival, 2.0),),
         unit="ms a sample",
         scale=1e3 / size,
         remarks=(
-            "Same weights, steps, budget and start (at x), float32, no early stop.",
-            f"{SNNTORCH}: attacked by hand with loss.backward(), which computes weight gradients too.",
-            f"{OURS} attacked by hand gives the same images as its PGD (checked).",
+            "Same weights, steps, budget and start (at x), float32, no early stop; on one model the same images (checked).",
+            "torchattacks is the package."
+            if there
+            else "torchattacks is not installed: its loop is written out, with torch.autograd.grad.",
+            "loss.backward(), as in most papers' code, computes the gradients of the weights too.",
         ),
+        figure="speed",
     )
 
 
-def by_hand(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The loop that is in most papers' code."""
+_PEERS: dict[str, Callable[..., nn.Module]] = {SNNTORCH: networks.snntorch, JELLY: networks.jelly}
+
+
+def _torchattacks() -> Any:
+    import torchattacks  # type: ignore[import-not-found]
+
+    return torchattacks
+
+
+def by_torchattacks(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    attack: Callable[[Tensor, Tensor], Tensor] = _torchattacks().PGD(
+        model, eps=EPS, alpha=SIZE, steps=STEPS, random_start=False
+    )
+    return attack
+
+
+def by_hand(model: nn.Module, x: Tensor, y: Tensor, backward: bool = False) -> Tensor:
+    """The loop of torchattacks; with ``backward`` the one that is in most papers' code."""
     x_adv = x.clone()
     for _ in range(STEPS):
         x_adv.requires_grad_()
-        model.zero_grad()
-        F.cross_entropy(model(x_adv), y).backward()
-        assert x_adv.grad is not None
-        with torch.no_grad():
-            x_adv = x_adv + SIZE * x_adv.grad.sign()
-            x_adv = torch.minimum(torch.maximum(x_adv, x - EPS), x + EPS).clamp(0, 1)
+        loss = F.cross_entropy(model(x_adv), y)
+        if backward:
+            model.zero_grad()
+            loss.backward()
+            gradient = x_adv.grad
+            assert gradient is not None
+        else:
+            (gradient,) = torch.autograd.grad(loss, x_adv)
+        x_adv = x_adv.detach() + SIZE * gradient.sign()
+        x_adv = (x + (x_adv - x).clamp(-EPS, EPS)).clamp(0, 1)
     return x_adv
 
 
-def _check(ours: Tensor, by_hand: Tensor) -> None:
+def _check(name: str, images: Tensor, by_hand: Tensor) -> None:
     """Rounding turns a few signs, and so a few pixels."""
-    differ = float(((ours - by_hand).abs() > 1e-6).float().mean())
+    differ = float(((images - by_hand).abs() > 1e-6).float().mean())
     if differ > 0.01:
-        raise DisagreementError(f"PGD and the loop by hand differ in {differ:.1%} of the pixels")
+        raise DisagreementError(f"{name} and the loop by hand differ in {differ:.1%} of the pixels")

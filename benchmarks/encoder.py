@@ -8,9 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks import peers
+from benchmarks import networks, peers
 from benchmarks.harness import OURS, Case, DisagreementError
+from benchmarks.networks import SMALL
 from benchmarks.peers import JELLY, SNNTORCH
+from benchmarks.targets import Target
 from snnrobust.encoders import Poisson
 
 __all__ = ["cases"]
@@ -19,8 +21,8 @@ LIMIT = "write limit"
 
 
 def cases(tiny: bool = False) -> Iterator[Case]:
-    time_steps, size = (4, 2) if tiny else (32, 64)
-    x, _ = peers.batch(size)
+    time_steps, size = (4, 2) if tiny else (32, 256)
+    x, _ = networks.batch(SMALL, size)
     spikes = torch.empty(time_steps, *x.shape)
     encoders: dict[str, Callable[[], Tensor] | None] = {
         OURS: partial(Poisson(time_steps), x),
@@ -35,14 +37,16 @@ def cases(tiny: bool = False) -> Iterator[Case]:
         f"Poisson encoder {list(spikes.shape)}",
         {**encoders, LIMIT: partial(spikes.fill_, 1.0)},
         reference=JELLY,
-        limit=LIMIT,
+        limits=(LIMIT,),
+        targets=(Target("Poisson encoder", OURS, SNNTORCH, 20.0), Target("Poisson encoder", OURS, JELLY, 6.0)),
         unit="ns a draw",
         scale=1e9 / spikes.numel(),
         remarks=(
-            f"{OURS}: Philox in torch integers; a draw depends on key, sample and step only.",
+            f"{OURS}: Philox; a draw depends on key, sample and step only.",
             "The others draw from torch's generator, so their draws depend on the batch.",
             "Write limit: fill a buffer that exists already.",
         ),
+        figure="speed",
     )
 
 

@@ -3,26 +3,23 @@
 On a machine that does other work too, wall time says little. CPU time of the process, one thread and contenders that take
 turns (A, B, C, A, B, C, ...) give ratios that hold to about 10 %, but no absolute times. With more than one thread CPU time
 counts the waiting of the threads, so the ratios are then of wall time. Page faults are counted because for large tensors they
-can cost more than the arithmetic; they depend on the allocator and on the heap, which the contenders share.
+can cost more than the arithmetic; they depend on the allocator and on the heap, which the contenders share. Peak memory is
+measured in a process of its own for each contender.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich import box
-from rich.table import Table
+
+from benchmarks.targets import Target
 
 try:
     import resource
@@ -30,7 +27,7 @@ except ModuleNotFoundError:  # Windows
     resource = None  # type: ignore[assignment]
 
 __all__ = [
-    "OURS", "Case", "Cases", "DisagreementError", "Result", "Samples", "environment", "measure", "run", "slower", "table",
+    "OURS", "Case", "Cases", "Clock", "DisagreementError", "Result", "Run", "Samples", "Size", "measure", "measure_peaks", "run",
 ]  # fmt: skip
 
 OURS = "snnrobust"
@@ -38,6 +35,8 @@ OURS = "snnrobust"
 
 Run = Callable[[], object]
 Meter = Callable[[], float]
+Size = Literal["tiny", "full"]
+Clock = Literal["cpu", "wall", "peak"]
 
 
 class DisagreementError(Exception):
@@ -50,21 +49,40 @@ class Case:
 
     Args:
         name: What is measured.
-        contenders: Name to a call that does the work once, or to None where the peer is not installed.
+        contenders: Name to a call that does the work once; to the reason why there is none; or to None where a peer is not
+            installed. With the clock ``"peak"`` calls return bytes.
         reference: The contender whose speed is 1.
-        limit: The contender that only moves the memory that must be moved.
+        limits: Contenders that only move the memory that must be moved; the fastest is the limit.
+        targets: What is to be reached.
         unit: What times are printed in.
         scale: ``unit``s in a second, divided by what one call does: 1e3 / 64 for milliseconds a sample of a batch of 64.
+        clock: Default: CPU time with one thread, wall time with more.
         remarks: What a reader has to know to judge the numbers.
+        figure: The figure that shows the case.
+        at: Where contenders stand on its axis.
     """
 
     name: str
-    contenders: Mapping[str, Run | None]
+    contenders: Mapping[str, Run | str | None]
     reference: str
-    limit: str | None = None
+    limits: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = ()
     unit: str = "ms"
     scale: float = 1e3
+    clock: Clock | None = None
     remarks: tuple[str, ...] = ()
+    figure: str = ""
+    at: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (*self.limits, self.reference, *(n for t in self.targets for n in (t.contender, *t.references))):
+            if name not in self.contenders:
+                raise ValueError(f"{self.name}: {name!r} is none of the contenders")
+
+    def absent(self, name: str) -> str:
+        """Why a contender is not measured."""
+        reason = self.contenders[name]
+        return reason if isinstance(reason, str) else "not installed"
 
 
 Cases = Callable[[bool], Iterator[Case]]
@@ -73,30 +91,37 @@ Cases = Callable[[bool], Iterator[Case]]
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds and page faults of one call, a number for each repeat."""
+    """Seconds and page faults of one call, or bytes at its peak, a number for each repeat."""
 
     cpu: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
     faults: list[float] = field(default_factory=list)
+    peak: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of a case; ``clock`` is the one that medians and ratios are of."""
+    """What was measured of a case; ``clock`` is the one that medians and ratios are of, ``load`` the machine's at the end."""
 
     case: Case
     samples: Mapping[str, Samples]
-    clock: Literal["cpu", "wall"] = "cpu"
+    clock: Clock = "cpu"
+    load: float | None = None
 
     def seconds(self, name: str) -> list[float]:
-        samples = self.samples[name]
-        return samples.cpu if self.clock == "cpu" else samples.wall
+        """Samples of ``clock``; bytes, where that is the peak."""
+        return getattr(self.samples[name], self.clock)  # type: ignore[no-any-return]
 
     def median(self, name: str) -> float:
         return statistics.median(self.seconds(name))
 
     def quartiles(self, name: str) -> tuple[float, float]:
         return quartiles(self.seconds(name))
+
+    @property
+    def limit(self) -> str | None:
+        """The fastest of the limits."""
+        return min((n for n in self.case.limits if n in self.samples), key=self.median, default=None)
 
     def speed(self, name: str, reference: str | None = None) -> float | None:
         """How many times as fast as ``reference`` (default: the case's); None where one of them was not measured."""
@@ -106,7 +131,8 @@ class Result:
         return self.median(reference) / self.median(name)
 
     def record(self) -> dict[str, Any]:
-        """For JSON. Times are in seconds a call."""
+        """For JSON. Times are in seconds a call, peaks in bytes."""
+        case = self.case
         contenders = {
             name: {
                 "median": self.median(name),
@@ -115,16 +141,43 @@ class Result:
                 **asdict(self.samples[name]),
             }
             if name in self.samples
-            else "not installed"
-            for name in self.case.contenders
+            else case.absent(name)
+            for name in case.contenders
         }
-        about = {
-            "case": self.case.name,
-            "reference": self.case.reference,
-            "limit": self.case.limit,
+        return {
+            "case": case.name,
+            "reference": case.reference,
+            "limits": case.limits,
+            "targets": [asdict(target) for target in case.targets],
+            "unit": case.unit,
+            "scale": case.scale,
             "clock": self.clock,
+            "load": self.load,
+            "remarks": case.remarks,
+            "figure": case.figure,
+            "at": dict(case.at),
+            "contenders": contenders,
         }
-        return {**about, "remarks": self.case.remarks, "contenders": contenders}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Result:
+        """What :meth:`record` gave, without the calls."""
+        reasons = {name: c if isinstance(c, str) else None for name, c in record["contenders"].items()}
+        targets = tuple(
+            Target(**{**t, "reference": r if isinstance(r := t["reference"], str) else tuple(r)})
+            for t in record["targets"]
+        )
+        case = Case(
+            record["case"], reasons, record["reference"], tuple(record["limits"]), targets, record["unit"], record["scale"],
+            record["clock"], tuple(record["remarks"]), record["figure"], record["at"],
+        )  # fmt: skip
+        meters = Samples.__dataclass_fields__
+        samples = {
+            name: Samples(**{meter: c[meter] for meter in meters})
+            for name, c in record["contenders"].items()
+            if not isinstance(c, str)
+        }
+        return cls(case, samples, record["clock"], record["load"])
 
 
 def quartiles(seconds: Sequence[float]) -> tuple[float, float]:
@@ -183,89 +236,20 @@ def measure(
     return samples
 
 
+def measure_peaks(contenders: Mapping[str, Run], repeats: int) -> dict[str, Samples]:
+    """What each call returns, in bytes, ``repeats`` times in turn."""
+    samples = {name: Samples() for name in contenders}
+    for _ in range(repeats):
+        for name, call in contenders.items():
+            samples[name].peak.append(float(call()))  # type: ignore[arg-type]
+    return samples
+
+
 def run(case: Case, repeats: int) -> Result:
-    """Measure the contenders of ``case`` that are installed."""
-    contenders = {name: call for name, call in case.contenders.items() if call is not None}
-    return Result(case, measure(contenders, repeats), "cpu" if torch.get_num_threads() == 1 else "wall")
-
-
-def table(result: Result) -> Table:
-    """Medians, quartiles and speed of every contender. A bold row is ours."""
-    case = result.case
-    title = f"{case.name} (speed of {case.reference} = 1)"
-    rows = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    rows.add_column("contender", no_wrap=True)
-    other = "wall" if result.clock == "cpu" else "cpu"
-    headings = [f"{result.clock} {case.unit}", "quartiles", other, "faults a call", "speed"]
-    for heading in headings if case.limit is None else [*headings, "of limit"]:
-        rows.add_column(heading, justify="right", no_wrap=heading == "quartiles")
-    for name in case.contenders:
-        if name not in result.samples:
-            rows.add_row(name, "not installed")
-            continue
-        samples = result.samples[name]
-        low, high = (_number(case.scale * q) for q in result.quartiles(name))
-        cells = [
-            _number(case.scale * result.median(name)),
-            f"{low} – {high}",
-            _number(case.scale * statistics.median(samples.wall if other == "wall" else samples.cpu)),
-            f"{statistics.median(samples.faults):,.0f}",
-            _ratio(result.speed(name)),
-        ]
-        if case.limit is not None:
-            cells.append(_ratio(result.speed(name, case.limit)))
-        rows.add_row(name, *cells, style="bold" if name.startswith(OURS) else None)
-    return rows
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-
-def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}x" if value >= 0.1 else f"{value:.3f}x"
-
-
-def slower(result: Result) -> list[str]:
-    """A sentence for each contender, limits apart, that is faster than one of ours."""
-    names = [name for name in result.samples if name != result.case.limit]
-    sentences = []
-    for mine in (name for name in names if name.startswith(OURS)):
-        for other in (name for name in names if not name.startswith(OURS)):
-            speed = result.speed(mine, other)
-            if speed is not None and speed < 1:
-                clear = result.quartiles(mine)[0] > result.quartiles(other)[1]
-                doubt = "" if clear else " (the quartiles overlap)"
-                sentences.append(f"{result.case.name}: {mine} has {speed:.2f} times the speed of {other}{doubt}")
-    return sentences
-
-
-def environment(packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Where and when: processor, versions, threads, load, allocator settings, date."""
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "allocator": {k: v for k, v in os.environ.items() if k.startswith("MALLOC_") or k in _ALLOCATOR} or "default",
-        "python": platform.python_version(),
-        **{package: _version(package) for package in ("torch", *packages)},
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+    """Measure the contenders of ``case`` that are there."""
+    contenders = {
+        name: call for name, call in case.contenders.items() if call is not None and not isinstance(call, str)
     }
-
-
-_ALLOCATOR = ("GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+    clock: Clock = case.clock or ("cpu" if torch.get_num_threads() == 1 else "wall")
+    samples = (measure_peaks if clock == "peak" else measure)(contenders, repeats)
+    return Result(case, samples, clock, os.getloadavg()[0] if hasattr(os, "getloadavg") else None)

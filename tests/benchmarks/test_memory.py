@@ -1,0 +1,43 @@
+"""Peak memory of a call."""
+
+import numpy as np
+import pytest
+
+from benchmarks import memory
+from benchmarks.lif import NAIVE, peaks_of
+from benchmarks.steps import step_of
+
+needs_proc = pytest.mark.skipif(not memory._CLEAR.exists(), reason="needs /proc")
+
+
+@needs_proc
+def test_growth_is_the_highest_point_not_the_last():
+    size = 2**26
+
+    def call():
+        held = np.ones(size, np.uint8)
+        del held
+
+    call()
+    assert 0.98 * size < memory.growth(call) < 1.2 * size
+    assert memory.growth(lambda: None) < 0.2 * size
+
+
+@needs_proc
+@pytest.mark.slow
+def test_a_process_of_its_own():
+    call = memory.measured(peaks_of, NAIVE, 4, 64, 4096)
+    tensor = 4 * 4 * 64 * 4096
+    assert 4 * tensor < call() < 12 * tensor
+
+
+@needs_proc
+@pytest.mark.slow
+def test_what_goes_wrong_in_the_process_is_told():
+    with pytest.raises(RuntimeError, match=r"could not be measured.*TypeError"):
+        memory.measured(step_of, None, False, True)()
+
+
+def test_without_proc_there_is_a_reason(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "missing")
+    assert memory.measured(peaks_of, NAIVE) == "peak memory needs Linux"
