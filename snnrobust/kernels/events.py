@@ -19,6 +19,8 @@ from snnrobust.kernels import native
 __all__ = ["event_conv2d", "event_linear"]
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_PACKING = 6
+"""What bringing the weights into the kernel's order costs, in dense outputs of all channels: it pays where there are more."""
 
 
 class _Events(ctypes.Structure):
@@ -26,7 +28,10 @@ class _Events(ctypes.Structure):
 
     _fields_ = (
         *((name, native.I64) for name in ("N", "Ci", "H", "W", "Co", "Ho", "Wo")),
-        *((name, native.I64) for name in ("kh", "kw", "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w")),
+        *(
+            (name, native.I64)
+            for name in ("kh", "kw", "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w")
+        ),
         *((name, native.I64) for name in ("x_n", "x_c", "x_h", "x_w", "w_o", "w_c", "w_tap", "most")),
         *((name, ctypes.c_int32) for name in ("nchw", "bf16", "threads")),
         *((name, native.P) for name in ("x", "w", "bias", "y")),
@@ -54,7 +59,7 @@ def event_conv2d(
         x: ``[N, Ci, H, W]``, any values; float32 or bfloat16 (summed in float32), contiguous or channels_last. Else dense.
         weight, bias: ``[Co, Ci, kh, kw]`` and ``[Co]``.
         stride, padding, dilation: Two numbers each.
-        most: Share of nonzero inputs above which the dense product is used; with 1 it never is for their number.
+        most: Share of nonzero inputs above which the dense product is used, less where outputs are few; 1 is always event-driven.
 
     Returns:
         ``[N, Co, Ho, Wo]``, channels_last where ``x`` or ``weight`` is.
@@ -62,7 +67,7 @@ def event_conv2d(
     if _dense(x, weight, bias):
         return F.conv2d(x, weight, bias, list(stride), list(padding), list(dilation))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        y: Tensor = _Conv2d.apply(x, weight, bias, list(stride), list(padding), list(dilation), most)
+        y: Tensor = _Conv2d.apply(x, weight, bias, list(stride), list(padding), list(dilation), most)  # type: ignore[no-untyped-call]
         return y
     return _conv2d(x, weight, bias, stride, padding, dilation, most)
 
@@ -75,12 +80,12 @@ def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, most: fl
     Args:
         x: ``[*, I]``, any values; float32 or bfloat16 (summed in float32). Else dense.
         weight, bias: ``[O, I]`` and ``[O]``.
-        most: Share of nonzero inputs above which the dense product is used; with 1 it never is for their number.
+        most: Share of nonzero inputs above which the dense product is used, less where rows are few; 1 is always event-driven.
     """
     if _dense(x, weight, bias):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        y: Tensor = _Linear.apply(x, weight, bias, most)
+        y: Tensor = _Linear.apply(x, weight, bias, most)  # type: ignore[no-untyped-call]
         return y
     return _linear(x, weight, bias, most)
 
@@ -99,12 +104,15 @@ def _dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 _LIBRARY = torch.library.Library("snnrobust", "FRAGMENT")
 _LIBRARY.define(
-    "event_conv2d(Tensor x, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, float most) -> Tensor"
+    "event_conv2d(Tensor x, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, float most)"
+    " -> Tensor"
 )
 _LIBRARY.define("event_linear(Tensor x, Tensor weight, Tensor? bias, float most) -> Tensor")
 
 
-def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, most: float) -> Tensor:
+def _conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, most: float
+) -> Tensor:
     y: Tensor = torch.ops.snnrobust.event_conv2d(x, weight, bias, stride, padding, dilation, most)
     return y
 
@@ -125,7 +133,13 @@ def _sizes(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) 
 
 
 def _conv2d_cpu(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int], most: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    most: float,
 ) -> Tensor:
     form = _format(x, weight)
     y = None
@@ -165,7 +179,8 @@ def _run(
     most: float,
 ) -> Tensor | None:
     """The product, or None where the dense one is to be taken."""
-    limit = x.numel() if most >= 1 else int(most * x.numel())
+    outputs = sizes[0] * sizes[2] * sizes[3]
+    limit = x.numel() if most >= 1 else int(most * (1 - _PACKING / outputs) * x.numel())
     if not native.available() or limit < 0:
         return None
     channels, last = x.shape[1], x.shape[1] > 1 and x.stride(1) == 1
@@ -195,7 +210,13 @@ def _run(
 
 
 def _conv2d_meta(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int], most: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    most: float,
 ) -> Tensor:
     return x.new_empty(_sizes(x, weight, stride, padding, dilation)).contiguous(memory_format=_format(x, weight))
 

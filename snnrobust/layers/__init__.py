@@ -1,6 +1,7 @@
 """Temporal layers that are not neurons: containers, normalisation, readouts."""
 
 from snnrobust.layers.bntt import BNTT
+from snnrobust.layers.event_driven import EventConv2d, EventLinear, EventReport, LayerChoice, event_driven
 from snnrobust.layers.normalise import Normalise
 from snnrobust.layers.readout import READOUTS, LastOutput, MeanMembrane, MeanOutput, Readout, SpikeCount
 from snnrobust.layers.residual import Concat, OrdinaryConcat, OrdinaryResidual, Residual
@@ -9,6 +10,6 @@ from snnrobust.layers.tdbn import TDBN
 from snnrobust.layers.tebn import TEBN
 
 __all__ = [
-    "BNTT", "READOUTS", "TDBN", "TEBN", "Concat", "LastOutput", "MeanMembrane", "MeanOutput", "Normalise", "OrdinaryConcat",
-    "OrdinaryResidual", "Readout", "Residual", "Sequential", "SpikeCount",
+    "BNTT", "READOUTS", "TDBN", "TEBN", "Concat", "EventConv2d", "EventLinear", "EventReport", "LastOutput", "LayerChoice", "MeanMembrane", "MeanOutput", "Normalise", "OrdinaryConcat",
+    "OrdinaryResidual", "Readout", "Residual", "Sequential", "SpikeCount", "event_driven",
 ]  # fmt: skip

@@ -30,6 +30,7 @@ typedef struct {
     int64_t *starts;      /* [N * H * W + 1]: where the list of a pixel begins */
     int32_t *rows;        /* of the slab, before the tap is added */
     float *values;        /* beside them, or 0 where all are one */
+    int64_t tilt;         /* rows between neighbouring pixels of a line: see field() */
     float *slab;
     int64_t first, vectors; /* the output channel at which the slab begins, and its width */
     int odd, endless, failed;
@@ -98,28 +99,50 @@ SNN_INLINE uint64_t nonzero_of(const Events *k, int64_t i, int64_t n, int *odd) 
     return k->bf16 ? nonzero_bf16((const uint16_t *)k->x + i, n, odd) : nonzero_float((const float *)k->x + i, n, odd);
 }
 
-/* Rows (n, h) of x. */
+/* Where channels are not consecutive: bits [W, words] of a line of pixels. */
+static void look_across(const Job *job, int64_t from, uint64_t *bits, int *odd) {
+    const Events *k = job->k;
+    int64_t w = 0;
+#if defined(__AVX512BW__)
+    for (; w < k->W; w += 16) { /* 64 channels of 16 pixels are turned at a time */
+        const int64_t pixels = smaller(16, k->W - w);
+        for (int64_t c = 0; c < k->Ci; c += 64) {
+            uint16_t of_channel[64] = {0};
+            for (int64_t i = 0; i < smaller(64, k->Ci - c); i++)
+                of_channel[i] = (uint16_t)nonzero_of(k, from + (c + i) * k->x_c + w, pixels, odd);
+            const __m512i low = _mm512_loadu_si512(of_channel), high = _mm512_loadu_si512(of_channel + 32);
+            for (int64_t p = 0; p < pixels; p++) {
+                const __m512i one = _mm512_set1_epi16((int16_t)(1u << p));
+                bits[(w + p) * job->words + (c >> 6)] =
+                    (uint64_t)_mm512_test_epi16_mask(high, one) << 32 | _mm512_test_epi16_mask(low, one);
+            }
+        }
+    }
+#else
+    memset(bits, 0, (size_t)(k->W * job->words) * sizeof(uint64_t));
+    for (; w < k->W; w += 64)
+        for (int64_t c = 0; c < k->Ci; c++)
+            for (uint64_t found = nonzero_of(k, from + c * k->x_c + w, smaller(64, k->W - w), odd); found; found &= found - 1)
+                bits[(w + __builtin_ctzll(found)) * job->words + (c >> 6)] |= UINT64_C(1) << (c & 63);
+#endif
+}
+
+/* Lines (n, h) of x. */
 static void look(void *context, int64_t begin, int64_t end, int part) {
     (void)part;
     Job *job = context;
     const Events *k = job->k;
     int odd = 0;
-    for (int64_t row = begin; row < end; row++) {
-        const int64_t from = row / k->H * k->x_n + row % k->H * k->x_h;
-        uint64_t *bits = job->bits + row * k->W * job->words;
-        if (k->x_c == 1) {
-            for (int64_t w = 0; w < k->W; w++)
-                for (int64_t c = 0; c < k->Ci; c += 64)
-                    *bits++ = nonzero_of(k, from + w * k->x_w + c, smaller(64, k->Ci - c), &odd);
+    for (int64_t line = begin; line < end; line++) {
+        const int64_t from = line / k->H * k->x_n + line % k->H * k->x_h;
+        uint64_t *bits = job->bits + line * k->W * job->words;
+        if (k->x_c != 1) {
+            look_across(job, from, bits, &odd);
             continue;
         }
-        memset(bits, 0, (size_t)(k->W * job->words) * sizeof(uint64_t));
-        for (int64_t c = 0; c < k->Ci; c++)
-            for (int64_t w = 0; w < k->W; w += 64) {
-                uint64_t found = nonzero_of(k, from + c * k->x_c + w, smaller(64, k->W - w), &odd);
-                for (; found; found &= found - 1)
-                    bits[(w + __builtin_ctzll(found)) * job->words + (c >> 6)] |= UINT64_C(1) << (c & 63);
-            }
+        for (int64_t w = 0; w < k->W; w++)
+            for (int64_t c = 0; c < k->Ci; c += 64)
+                *bits++ = nonzero_of(k, from + w * k->x_w + c, smaller(64, k->Ci - c), &odd);
     }
     if (odd) __atomic_store_n(&job->odd, 1, __ATOMIC_RELAXED);
 }
@@ -139,7 +162,7 @@ static void list(void *context, int64_t begin, int64_t end, int part) {
                 for (uint64_t left = bits[word]; left; left &= left - 1) {
                     const int64_t c = word * 64 + __builtin_ctzll(left);
                     if (job->values) job->values[j] = at(k->x, from + w * k->x_w + c * k->x_c, k->bf16);
-                    job->rows[j++] = (int32_t)(c * k->w_c);
+                    job->rows[j++] = (int32_t)(c * k->w_c + w * job->tilt);
                 }
         }
     }
@@ -251,21 +274,36 @@ static void add_events(
     switch (vectors) { WIDTH(1) WIDTH(2) WIDTH(3) WIDTH(4) WIDTH(5) WIDTH(6) WIDTH(7) WIDTH(8) }
 }
 
-/* The events in the receptive field of an output; may write SLACK - 1 past their end. */
+/* The events of pixels begin to end of an input line, whose rows are moved; may write SLACK - 1 past their end. */
+SNN_INLINE int64_t join(const Job *job, int64_t begin, int64_t end, int64_t moved, int32_t *rows, float *values) {
+    const int64_t from = job->starts[begin], events = job->starts[end] - from;
+    const int32_t *next = job->rows + from;
+    const ivec by = (ivec){0} + (int32_t)moved;
+    *(ivec *)rows = *(const ivec *)next + by; /* mostly all of them, so that no branch has to be foretold */
+    for (int64_t e = LANES; e < events; e += LANES) *(ivec *)(rows + e) = *(const ivec *)(next + e) + by;
+    if (values) memcpy(values, job->values + from, (size_t)events * sizeof(float));
+    return events;
+}
+
+/* The events in the receptive field of an output. In an input line, the weights of an event at pixel w are those of tap
+ * w - left: with w already in the list, all taps of a line are moved by the same number. */
 static int64_t field(const Job *job, int64_t n, int64_t ho, int64_t wo, int32_t *rows, float *values) {
     const Events *k = job->k;
+    const int64_t top = ho * k->stride_h - k->pad_h, left = wo * k->stride_w - k->pad_w;
+    const int64_t begin = left < 0 ? 0 : smaller(left, k->W), end = left + k->kw < 0 ? 0 : smaller(left + k->kw, k->W);
     int64_t found = 0;
     for (int64_t i = 0; i < k->kh; i++) {
-        const int64_t h = ho * k->stride_h - k->pad_h + i * k->dilation_h;
+        const int64_t h = top + i * k->dilation_h, line = (n * k->H + h) * k->W, tap = i * k->kw * k->w_tap;
         if (h < 0 || h >= k->H) continue;
+        if (k->dilation_w == 1) {
+            found += join(job, line + begin, line + end, tap - left * job->tilt, rows + found, values ? values + found : 0);
+            continue;
+        }
         for (int64_t j = 0; j < k->kw; j++) {
-            const int64_t w = wo * k->stride_w - k->pad_w + j * k->dilation_w;
+            const int64_t w = left + j * k->dilation_w;
             if (w < 0 || w >= k->W) continue;
-            const int64_t *starts = job->starts + (n * k->H + h) * k->W + w, from = starts[0], events = starts[1] - from;
-            const ivec tap = (ivec){0} + (int32_t)((i * k->kw + j) * k->w_tap);
-            for (int64_t e = 0; e < events; e += LANES) *(ivec *)(rows + found + e) = *(const ivec *)(job->rows + from + e) + tap;
-            if (values) memcpy(values + found, job->values + from, (size_t)events * sizeof(float));
-            found += events;
+            const int64_t moved = tap + j * k->w_tap - w * job->tilt;
+            found += join(job, line + w, line + w + 1, moved, rows + found, values ? values + found : 0);
         }
     }
     return found;
@@ -361,6 +399,7 @@ static int product(Job *job, const Events *k) {
 static int run(Job *job, Events *k) {
     const int64_t pixels = k->N * k->H * k->W;
     job->words = (k->Ci + 63) / 64;
+    job->tilt = k->kw > 1 ? k->w_tap : 0;
     job->bits = malloc((size_t)(pixels * job->words + 1) * sizeof(uint64_t));
     job->starts = malloc((size_t)(pixels + 1) * sizeof(int64_t));
     if (!job->bits || !job->starts) return NO_MEMORY;
