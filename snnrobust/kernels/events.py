@@ -7,7 +7,8 @@ infinite or NaN weight, of which a zero input makes NaN, is left to the dense pr
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from snnrobust.kernels import native
 
-__all__ = ["event_conv2d", "event_linear"]
+__all__ = ["PACKING", "event_conv2d", "event_linear"]
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_PACKING = 6
+PACKING = 6
 """What bringing the weights into the kernel's order costs, in dense outputs of all channels: it pays where there are more."""
 
 
@@ -40,6 +41,11 @@ class _Events(ctypes.Structure):
 
 
 _DONE, _NO_MEMORY = 0, 1  # TOO_MANY and NOT_FINITE: the dense product takes over
+
+
+@functools.cache
+def _kernel() -> Callable[..., int]:
+    return native.function("event_product", ctypes.POINTER(_Events), result=native.I32)
 
 
 def event_conv2d(
@@ -180,7 +186,7 @@ def _run(
 ) -> Tensor | None:
     """The product, or None where the dense one is to be taken."""
     outputs = sizes[0] * sizes[2] * sizes[3]
-    limit = x.numel() if most >= 1 else int(most * (1 - _PACKING / outputs) * x.numel())
+    limit = x.numel() if most >= 1 else int(most * (1 - PACKING / outputs) * x.numel())
     if not native.available() or limit < 0:
         return None
     channels, last = x.shape[1], x.shape[1] > 1 and x.stride(1) == 1
@@ -189,6 +195,8 @@ def _run(
     x_n, x_c, x_h, x_w = x.stride()
     x_c = x_c if channels > 1 else 0  # the stride of an axis of length one means nothing
     taps = weight.shape[2] * weight.shape[3]
+    if channels * (taps + x.shape[3]) >= 2**31:  # what a row of the lists can count
+        return None
     if weight.is_contiguous():
         w_c, w_tap = taps, 1
     else:
@@ -196,14 +204,13 @@ def _run(
         w_c, w_tap = 1, channels
     bias = None if bias is None else bias.contiguous()
     y = torch.empty(sizes, dtype=x.dtype, memory_format=form)
-    kernel = native.function("event_product", ctypes.POINTER(_Events), result=native.I32)
     call = _Events(
         *(len(x), *x.shape[1:], *sizes[1:], *weight.shape[2:], *geometry),
         *(x_n, x_c, x_h, x_w, channels * taps, w_c, w_tap, limit),
         *(form is torch.contiguous_format, x.dtype == torch.bfloat16, native.threads()),
         *(x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()),
     )
-    result = kernel(call)
+    result = _kernel()(call)
     if result == _NO_MEMORY:
         raise MemoryError("no memory for the lists of an event-driven product")
     return y if result == _DONE else None
@@ -218,7 +225,8 @@ def _conv2d_meta(
     dilation: list[int],
     most: float,
 ) -> Tensor:
-    return x.new_empty(_sizes(x, weight, stride, padding, dilation)).contiguous(memory_format=_format(x, weight))
+    sizes = _sizes(x, weight, stride, padding, dilation)
+    return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=_format(x, weight))
 
 
 def _linear_meta(x: Tensor, weight: Tensor, bias: Tensor | None, most: float) -> Tensor:

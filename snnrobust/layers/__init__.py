@@ -10,6 +10,7 @@ from snnrobust.layers.tdbn import TDBN
 from snnrobust.layers.tebn import TEBN
 
 __all__ = [
-    "BNTT", "READOUTS", "TDBN", "TEBN", "Concat", "EventConv2d", "EventLinear", "EventReport", "LastOutput", "LayerChoice", "MeanMembrane", "MeanOutput", "Normalise", "OrdinaryConcat",
-    "OrdinaryResidual", "Readout", "Residual", "Sequential", "SpikeCount", "event_driven",
+    "BNTT", "READOUTS", "TDBN", "TEBN", "Concat", "EventConv2d", "EventLinear", "EventReport", "LastOutput", "LayerChoice",
+    "MeanMembrane", "MeanOutput", "Normalise", "OrdinaryConcat", "OrdinaryResidual", "Readout", "Residual", "Sequential",
+    "SpikeCount", "event_driven",
 ]  # fmt: skip

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.draws import evaluating
+from snnrobust.draws import draws, evaluating
 from snnrobust.kernels import native
-from snnrobust.kernels.events import event_conv2d, event_linear
+from snnrobust.kernels.events import PACKING, event_conv2d, event_linear
 
 __all__ = ["BREAK_EVEN", "EventConv2d", "EventLinear", "EventReport", "LayerChoice", "event_driven"]
 
 BREAK_EVEN = 0.35
-"""Share of nonzero inputs at which both products took the same time, where it was measured: docs/performance.md."""
+"""Share of nonzero inputs at which both products took the same time in float32, where it was measured; half in bfloat16."""
+_NEVER_ALWAYS = 0.99  # an estimate never says that a layer need not look at its rate
 
 
 class EventConv2d(nn.Conv2d):
@@ -148,10 +149,10 @@ def event_driven(
     subclasses, and layers that did not run stay dense, and the report says so.
 
     Args:
-        model: Spiking or ordinary. It runs once on ``x``, in eval mode, under the draws of its context.
+        model: Spiking or ordinary. A copy runs once on ``x``, in eval mode, under draws of its own.
         x: A batch like those to come: rates and times are those of this batch.
         by: ``"time"`` runs both products of each layer on what it saw and takes the faster: the choice may differ between
-            machines and runs. ``"rate"`` takes the event-driven one where the rate is at most ``break_even``, which can be repeated.
+            machines and runs. ``"rate"``, which does not, takes the event-driven one where the rate is at most ``break_even``.
         break_even: For ``"rate"``, and then of the chosen layers. By ``"time"`` it is estimated for each layer from times at its
             rate and at one half.
         repeats: Timings of each product, of which the median counts. Times are CPU time.
@@ -172,7 +173,7 @@ def event_driven(
     unfit = {name: _unfit(layer) for name, layer in found.items()}
     handles = [layer.register_forward_pre_hook(partial(_see, seen[name])) for name, layer in found.items()]
     try:
-        with torch.no_grad(), evaluating(copy):
+        with torch.no_grad(), evaluating(copy), draws(copy, 0):
             copy(x)
     finally:
         for handle in handles:
@@ -224,26 +225,24 @@ def _choose(
     if by == "rate":
         return choice(rate, None, None, break_even, rate <= break_even)
     x = seen.densest
-    full = (
-        x if bool((x != 0).all()) else torch.where(torch.rand(x.shape, generator=_coin()) < 0.5, _largest(x), 0).to(x)
-    )
+    half = _half(x)
     events = _event_layer(layer, 1.0)
     with torch.no_grad():
-        dense_ms, event_ms, half_ms = _times([partial(layer, x), partial(events, x), partial(events, full)], repeats)
-    half = float(torch.count_nonzero(full)) / full.numel()
-    even = _crossing(dense_ms, event_ms, seen.densest_rate, half_ms, half)
-    return choice(rate, dense_ms, event_ms, even, event_ms < dense_ms)
+        outputs = events(x).numel() // len(events.weight)
+        dense_ms, event_ms, half_ms = _times([partial(layer, x), partial(events, x), partial(events, half)], repeats)
+    half_rate = float(torch.count_nonzero(half)) / half.numel()
+    even = _crossing(dense_ms, event_ms, seen.densest_rate, half_ms, half_rate)
+    share = 1 - PACKING / outputs  # the kernel will allow this much of it
+    faster = event_ms < dense_ms and share > 0
+    even = min(even / share, _NEVER_ALWAYS) if share > 0 else 0.0
+    return choice(rate, dense_ms, event_ms, even, faster)
 
 
-def _coin() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
-def _largest(x: Tensor) -> Tensor:
-    """One value for all events, so that spikes stay ones."""
-    return (
-        x.abs().amax().clamp(min=torch.finfo(x.dtype).tiny) if bool((x != 0).any()) else torch.ones((), dtype=x.dtype)
-    )
+def _half(x: Tensor) -> Tensor:
+    """Like ``x``, with events at half of the places, all of one value so that spikes stay ones."""
+    largest = x.abs().amax()
+    coin = torch.empty_like(x).uniform_(generator=torch.Generator().manual_seed(0))
+    return torch.where(coin < 0.5, torch.where(largest > 0, largest, 1.0), 0.0).to(x.dtype)
 
 
 def _crossing(dense: float, event: float, rate: float, other_event: float, other_rate: float) -> float:
@@ -276,7 +275,7 @@ def _event_layer(layer: nn.Module, break_even: float) -> EventConv2d | EventLine
 def _replace(model: nn.Module, new: dict[nn.Module, EventConv2d | EventLinear]) -> nn.Module:
     """In every place where a layer stands."""
     for parent in list(model.modules()):
-        for child, layer in list(parent.named_children()):
+        for child, layer in list(parent._modules.items()):  # named_children() leaves out repeated ones
             if layer in new:
                 setattr(parent, child, new[layer])
     return new.get(model, model)

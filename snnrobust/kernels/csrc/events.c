@@ -208,7 +208,7 @@ static void transpose(const float *from, int64_t from_step, float *to, int64_t t
 /* Weights begin to end of each output of the slab. */
 static void pack(void *context, int64_t begin, int64_t end, int part) {
     (void)part;
-    enum { STRIP = 64 };
+    enum { STRIP = 128 };
     Job *job = context;
     const Events *k = job->k;
     const int64_t width = job->vectors * LANES, m = smaller(width, k->Co - job->first);
