@@ -14,12 +14,14 @@ from snnrobust.draws import derive, draws
 from snnrobust.hardware.backend import Array, Backend
 from snnrobust.kernels import native
 from snnrobust.kernels.layout import channels_last
-from snnrobust.layers import BNTT, TEBN, Sequential
+from snnrobust.layers import BNTT, TEBN, EventConv2d, EventLinear, Sequential
 from snnrobust.temporal import Temporal
 
 __all__ = ["DeployedLayer", "deploy"]
 
 SYNAPTIC = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PLAIN_FORWARDS = frozenset(kind.forward for kind in (*SYNAPTIC, EventConv2d, EventLinear))
+"""Of layers that are their product and nothing else."""
 DIGITAL = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, BNTT, TEBN)
 """Parametric, but computed beside the array."""
 
@@ -114,7 +116,7 @@ def _refuse(model: nn.Module, found: dict[str, nn.Module]) -> None:
     for name, module in model.named_modules():
         if isinstance(module, DeployedLayer):
             raise TypeError(f"{name or 'the model'} is on a chip already: deploy the original model")
-        if name in found and type(module).forward not in {kind.forward for kind in SYNAPTIC}:
+        if name in found and type(module).forward not in PLAIN_FORWARDS:
             raise TypeError(f"{name} ({type(module).__name__}) has a forward of its own, which a chip would replace")
         own = [p for p in module.parameters(recurse=False) if p.dim() > 1]
         if own and name not in found and not isinstance(module, DIGITAL):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from snnrobust.kernels import native
 from snnrobust.kernels.layout import channels_last
 from snnrobust.kernels.lif import watched
+from snnrobust.layers.event_driven import EventConv2d, EventLinear
 from snnrobust.layers.fused import fuses, hooked, lif_constants, run_fused
 from snnrobust.layers.normalise import Normalise
 from snnrobust.neurons.lif import lif_from, lif_shown
@@ -20,7 +21,7 @@ __all__ = ["advance", "run"]
 _ALIKE = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d,
     nn.MaxPool3d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.ReLU, nn.LayerNorm,
-    nn.GroupNorm, Normalise,
+    nn.GroupNorm, Normalise, EventConv2d, EventLinear,
 )  # fmt: skip
 _OWN_FORWARDS = {kind.forward for kind in _ALIKE}
 """Of layers that give each sample the same, whatever else is in the batch, and draw nothing."""
