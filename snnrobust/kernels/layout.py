@@ -50,4 +50,4 @@ def new_like(x: Tensor, steps: int, dtype: torch.dtype | None = None) -> Tensor:
     shape, stride = x.shape, x.stride()
     if steps:
         shape, stride = (steps, *shape), (x.numel(), *stride)
-    return torch.empty_strided(shape, stride, dtype=dtype)
+    return torch.empty_strided(shape, stride, dtype=dtype, device=x.device)
