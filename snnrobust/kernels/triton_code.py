@@ -1,9 +1,10 @@
+# Triton compiles this source: mypy does not know its types, nor ruff what of Python it lacks.
 # mypy: ignore-errors
-# Triton compiles this source itself: its types are blocks and constexpr, which mypy does not know.
+# ruff: noqa: RUF005, SIM108
 """Triton programs for a GPU: LIF over a whole sequence, and Philox. Import it only where Triton is installed.
 
-One program takes a block of elements through all steps, with their state in registers. Multiply and add have to stay apart for the
-spikes of the CPU: launch with ``enable_fp_fusion=False``. Offsets are 64 bits wide.
+One program takes a block of elements through all steps, with their state in registers. For the spikes of the CPU multiply and add
+have to stay apart: launch with ``enable_fp_fusion=False``. Offsets are 64 bits wide.
 """
 
 import triton
@@ -101,6 +102,7 @@ def constant(number, values, channel, inside):
 
 @triton.jit
 def start(pointer, offsets, inside, rest):
+    """What is there, or ``rest`` for each element."""
     if pointer is None:
         result = tl.where(inside, rest, rest)
     else:
@@ -136,7 +138,9 @@ def lif_forward(
         h_t, s_t, v, quiet = charge_fire(x_t, v, quiet, decay, threshold, refractory, HARD, REFRACTORY)
         keep(h, at, inside, h_t)
         if s is not None:
-            s_t = tl.where((t == T - 1) & (h_t != h_t), float("nan"), s_t)  # NaN never fires, but stays: the last step tells
+            s_t = tl.where(
+                (t == T - 1) & (h_t != h_t), float("nan"), s_t
+            )  # NaN never fires, but stays: the last step tells
             tl.store(s + at, s_t, mask=inside)
     keep(v_last, offsets, inside, v)
     keep(quiet_last, offsets, inside, quiet)
@@ -207,9 +211,9 @@ def lif_backward_again(
     potentials, silences = (), ()
     for t in tl.static_range(T):
         x_t = tl.load(x + t * tl.cast(x_step, tl.int64) + offsets, mask=inside, other=0.0).to(tl.float32)
-        silences = silences + (quiet,)  # noqa: RUF005 (Triton has no starred tuples)
-        h_t, s_t, v, quiet = charge_fire(x_t, v, quiet, decay, threshold, refractory, HARD, REFRACTORY)
-        potentials = potentials + (h_t,)  # noqa: RUF005
+        silences = silences + (quiet,)
+        h_t, _, v, quiet = charge_fire(x_t, v, quiet, decay, threshold, refractory, HARD, REFRACTORY)
+        potentials = potentials + (h_t,)
     carried = start(grad_v, offsets, inside, 0.0)
     ahead = start(None, offsets, inside, 0.0)
     total, of_decay, of_threshold = ahead, ahead, ahead
@@ -239,7 +243,7 @@ def lif_backward_again(
 
 @triton.jit
 def draw(key, ids, x, out, B, elements, first, BLOCK: tl.constexpr):
-    """Row (t, b) of uniforms in [0, 1), or, where ``x`` is given, of the spikes u < x. A block of four elements has one counter."""
+    """Row (t, b) of uniforms in [0, 1), or, where ``x`` is given, of spikes u < x. Four elements have one counter."""
     row = tl.program_id(0)
     t, b = row // B, row % B
     block = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -106,8 +106,8 @@ def backward(
 ) -> list[Tensor]:  # fmt: skip
     """As :func:`snnrobust.kernels.lif.lif_backward`, to rounding.
 
-    Potentials that were not kept are computed again: in registers up to :data:`UNROLLED` steps, which moves no more memory than must be
-    moved (``x``, ``grad`` and ``grad_x``), else by a second kernel in front of the first.
+    Potentials that were not kept are computed again: in registers up to :data:`UNROLLED` steps, so that only ``x``, ``grad`` and
+    ``grad_x`` are moved; else by a second kernel in front of the first.
     """
     source = x
     if source is None:
