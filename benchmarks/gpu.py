@@ -58,7 +58,7 @@ def on_events(call: Call, times: int) -> float:
 def turns(
     contenders: Mapping[str, Call], repeats: int, clock: Clock = on_events, at_least: float = 5.0
 ) -> dict[str, list[float]]:
-    """Milliseconds of a call of each contender, ``repeats`` times in turn, after a warm-up; ``at_least`` is what a sample takes."""
+    """Milliseconds of a call of each contender, ``repeats`` times in turn, after a warm-up; a sample takes ``at_least``."""
     times = {}
     for name, call in contenders.items():
         clock(call, 3)  # compiles, allocates
