@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -26,8 +26,12 @@ _APART = {"enable_fp_fusion": False}
 
 @functools.cache
 def available() -> bool:
-    """Whether Triton is installed."""
-    return importlib.util.find_spec("triton") is not None
+    """Whether Triton 3.3 or newer is installed; it comes with PyTorch 2.7. Older ones do not compile tuples."""
+    try:
+        version: str = importlib.import_module("triton").__version__
+    except ImportError:
+        return False
+    return tuple(int(part) for part in version.split(".")[:2]) >= (3, 3)
 
 
 def takes(x: Tensor) -> bool:
