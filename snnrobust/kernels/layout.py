@@ -51,6 +51,8 @@ def aligned(tensor: Tensor, like: Tensor, dtype: torch.dtype = torch.float32) ->
         stride = (like[0].numel(), *stride[1:])
     if tensor.dtype == dtype and tensor.stride() == stride:
         return tensor
+    if not like.is_cpu:
+        return torch.empty_strided(like.shape, stride, dtype=dtype, device=like.device).copy_(tensor)
     return empty(like.shape, dtype, stride).copy_(tensor)
 
 
@@ -58,4 +60,5 @@ def new_like(x: Tensor, steps: int, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor of the layout of ``x``, or of ``steps`` of it."""
     if not steps:
         return empty_like(x, dtype)
-    return empty((steps, *x.shape), x.dtype if dtype is None else dtype, (x.numel(), *x.stride()))
+    shape, stride, dtype = (steps, *x.shape), (x.numel(), *x.stride()), x.dtype if dtype is None else dtype
+    return empty(shape, dtype, stride) if x.is_cpu else torch.empty_strided(shape, stride, dtype=dtype, device=x.device)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from snnrobust.kernels import native
+from snnrobust.kernels import native, triton_lif
 from snnrobust.kernels.layout import aligned, channel_layout, new_like
 from snnrobust.kernels.lif_fallback import backward as torch_backward
 from snnrobust.kernels.lif_fallback import forward as torch_forward
@@ -65,7 +65,12 @@ def saves(x: Tensor, kind: int) -> bool:
     if torch.compiler.is_compiling():
         return False
     what = _saving.get()
-    return what == "potential" or (what == "auto" and not compiled(x))
+    return what == "potential" or (what == "auto" and not _recomputes(x))
+
+
+def _recomputes(x: Tensor) -> bool:
+    """Whether a kernel computes potentials again faster than they could be read."""
+    return compiled(x) or (x.is_cuda and triton_lif.takes(x) and x.shape[0] <= triton_lif.UNROLLED)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -223,6 +228,14 @@ def lif_backward(
     return out
 
 
+def _gpu_forward(x: Tensor, *rest: Any) -> list[Tensor]:
+    return (triton_lif.forward if triton_lif.takes(x) else torch_forward)(x, *rest)
+
+
+def _gpu_backward(grad: Tensor, *rest: Any) -> list[Tensor]:
+    return (triton_lif.backward if triton_lif.takes(grad) else torch_backward)(grad, *rest)
+
+
 def _forward_shapes(
     x: Tensor, steps: int, v0: Tensor | None, quiet0: Tensor | None, decay: float, threshold: float,
     decays: Tensor | None, thresholds: Tensor | None, hard: bool, refractory: int, keep_h: bool, keep_state: bool, timed: bool,
@@ -257,7 +270,7 @@ _LIBRARY.define(
 )
 _LIBRARY.impl("lif_forward", lif_forward, "CPU")
 _LIBRARY.impl("lif_backward", lif_backward, "CPU")
-_LIBRARY.impl("lif_forward", torch_forward, "CUDA")
-_LIBRARY.impl("lif_backward", torch_backward, "CUDA")
+_LIBRARY.impl("lif_forward", _gpu_forward, "CUDA")
+_LIBRARY.impl("lif_backward", _gpu_backward, "CUDA")
 _LIBRARY.impl("lif_forward", _forward_shapes, "Meta")
 _LIBRARY.impl("lif_backward", _backward_shapes, "Meta")
