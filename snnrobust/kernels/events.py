@@ -204,7 +204,7 @@ def _run(
         weight = weight.contiguous(memory_format=torch.channels_last)
         w_c, w_tap = 1, channels
     bias = None if bias is None else bias.contiguous()
-    N, C, H, W = sizes
+    _, C, H, W = sizes
     y = empty(sizes, x.dtype, None if form is torch.contiguous_format else (C * H * W, 1, W * C, C))
     call = _Events(
         *(len(x), *x.shape[1:], *sizes[1:], *weight.shape[2:], *geometry),

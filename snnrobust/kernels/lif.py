@@ -58,19 +58,19 @@ def saving(what: Saved) -> Iterator[None]:
         _saving.reset(token)
 
 
-def saves(x: Tensor, kind: int) -> bool:
+def saves(x: Tensor, steps: int, kind: int) -> bool:
     """Whether the potentials of this forward pass are to be kept."""
     if kind == GIVEN:  # they are what a surrogate of its own is evaluated at
         return True
     if torch.compiler.is_compiling():
         return False
     what = _saving.get()
-    return what == "potential" or (what == "auto" and not _recomputes(x))
+    return what == "potential" or (what == "auto" and not _recomputes(x, steps or x.shape[0]))
 
 
-def _recomputes(x: Tensor) -> bool:
+def _recomputes(x: Tensor, steps: int) -> bool:
     """Whether a kernel computes potentials again faster than they could be read."""
-    return compiled(x) or (x.is_cuda and triton_lif.takes(x) and x.shape[0] <= triton_lif.UNROLLED)
+    return compiled(x) or (x.is_cuda and triton_lif.takes(x) and steps <= triton_lif.UNROLLED)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -161,7 +161,7 @@ class _LIF(torch.autograd.Function):
         kind, _, _ = kernel = in_kernel(rule.surrogate)
         timed = _timed(rule)
         (beta, betas), (theta, thetas) = _split(decay), _split(threshold)
-        keep_h = any(ctx.needs_input_grad) and saves(x, kind)
+        keep_h = any(ctx.needs_input_grad) and saves(x, steps, kind)
         if _exporting():  # an exported program holds torch operations alone, and runs where this package is not
             return (_traced(x.expand(steps, *x.shape) if steps else x, decay, threshold, rule.hard, rule.refractory),)
         forward = lif_forward if plain(x) else torch.ops.snnrobust.lif_forward.default
