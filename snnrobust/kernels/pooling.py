@@ -29,15 +29,19 @@ _library.define(f"avg_pool2d_backward(Tensor grad, SymInt[] size, {_window}, boo
 
 
 def max_pool2d(
-    x: Tensor, kernel_size: int | Pair, stride: int | Pair | None = None, padding: int | Pair = 0, ceil_mode: bool = False
+    x: Tensor,
+    kernel_size: int | Pair,
+    stride: int | Pair | None = None,
+    padding: int | Pair = 0,
+    ceil_mode: bool = False,
 ) -> Tensor:
     r"""``F.max_pool2d``, to the bit in both passes, which saves one byte for each output in place of an index of eight.
 
     .. math:: y_{ij} = \max_{k, l} x_{i s + k, j s + l}
 
     Args:
-        x: ``[N, C, H, W]``. Contiguous or channels_last, float32 or bfloat16 and windows of at most 255 values have the kernel; all
-            else is given to ``F.max_pool2d``.
+        x: ``[N, C, H, W]``. Contiguous or channels_last, float32 or bfloat16 and windows of at most 255 values have the kernel;
+            all else is given to ``F.max_pool2d``.
         kernel_size, stride, padding, ceil_mode: As there.
 
     Returns:
@@ -47,7 +51,7 @@ def max_pool2d(
     if not _fits(x, kernel, strides, pad, ceil_mode) or kernel[0] * kernel[1] > 255:
         return F.max_pool2d(x, kernel_size, stride, padding, 1, ceil_mode)
     if torch.is_grad_enabled() and x.requires_grad:
-        return _MaxPool.apply(x, kernel, strides, pad, ceil_mode)  # type: ignore[no-any-return]
+        return _MaxPool.apply(x, kernel, strides, pad, ceil_mode)  # type: ignore[no-untyped-call, no-any-return]
     return torch.ops.snnrobust.max_pool2d.default(x, kernel, strides, pad, ceil_mode)[0]  # type: ignore[no-any-return]
 
 
@@ -64,14 +68,15 @@ def avg_pool2d(
     .. math:: y_{ij} = \frac{1}{K L} \sum_{k, l} x_{i s + k, j s + l}
 
     Args:
-        x: ``[N, C, H, W]``. Contiguous or channels_last, float32 or bfloat16 have the kernel; all else is given to ``F.avg_pool2d``.
+        x: ``[N, C, H, W]``. Contiguous or channels_last, float32 or bfloat16 have the kernel; all else is given to
+            ``F.avg_pool2d``.
         kernel_size, stride, padding, ceil_mode, count_include_pad: As there.
     """
     kernel, strides, pad = _windows(kernel_size, stride, padding)
     if not _fits(x, kernel, strides, pad, ceil_mode):
         return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, count_include_pad)
     if torch.is_grad_enabled() and x.requires_grad:
-        return _AvgPool.apply(x, kernel, strides, pad, ceil_mode, count_include_pad)  # type: ignore[no-any-return]
+        return _AvgPool.apply(x, kernel, strides, pad, ceil_mode, count_include_pad)  # type: ignore[no-untyped-call, no-any-return]
     return torch.ops.snnrobust.avg_pool2d.default(  # type: ignore[no-any-return]
         x, kernel, strides, pad, ceil_mode, count_include_pad
     )
@@ -79,14 +84,14 @@ def avg_pool2d(
 
 class _MaxPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool) -> Tensor:
         y, codes = torch.ops.snnrobust.max_pool2d.default(x, kernel, stride, padding, ceil_mode)
         ctx.save_for_backward(codes)
         ctx.size, ctx.window = x.shape, (kernel, stride, padding, ceil_mode)
         return y  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         (codes,) = ctx.saved_tensors
         if grad.requires_grad:  # it is differentiated again
             grad_x = _torch_max_backward(grad, codes, ctx.size, *ctx.window)
@@ -97,7 +102,7 @@ class _MaxPool(torch.autograd.Function):
 
 class _AvgPool(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool, include_pad: bool
     ) -> Tensor:
         ctx.size, ctx.window = x.shape, (kernel, stride, padding, ceil_mode, include_pad)
@@ -105,7 +110,7 @@ class _AvgPool(torch.autograd.Function):
         return torch.ops.snnrobust.avg_pool2d.default(x, *ctx.window)  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         grad = grad.contiguous(memory_format=_format(ctx.planes))
         if grad.requires_grad:
             grad_x = _torch_avg_backward(grad, ctx.size, *ctx.window)
@@ -157,7 +162,7 @@ def _output(size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, ceil
 
 def _like(x: Tensor, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
     """An empty tensor of another size in the layout of ``x``."""
-    N, C, H, W = size
+    _, C, H, W = size
     planes = x.is_contiguous()
     strides = (C * H * W, H * W, W, 1) if planes else (C * H * W, 1, W * C, C)
     return buffers.empty(size, x.dtype if dtype is None else dtype, strides)
@@ -167,7 +172,7 @@ def _like(x: Tensor, size: Sequence[int], dtype: torch.dtype | None = None) -> T
 def _shape(size: tuple[int, ...], planes: bool, bf16: bool, *window: Any) -> Any:
     """The C struct ``Shape``."""
     N, C, H, W = size
-    kernel, stride, padding, ceil_mode, *include_pad = window
+    kernel, stride, padding, _, *include_pad = window
     outer = (N * C, 1) if planes else (N, C)
     numbers = [*outer, H, W, *_output(size, *window[:4]), *kernel, *stride, *padding, *(include_pad or [True]), bf16]
     return (ctypes.c_int64 * len(numbers))(*numbers)

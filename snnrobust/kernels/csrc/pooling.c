@@ -51,20 +51,26 @@ SNN_INLINE void inside(int64_t size, int64_t count, int64_t stride, int64_t offs
 
 SNN_INLINE int tiles(const Shape *s) { return s->kh == s->sh && s->kw == s->sw && s->ph == 0 && s->pw == 0; }
 
-SNN_INLINE int wins(float value, float best) { return (value > best) | (value != value); }
-
 /* ---- max pooling, forward ------------------------------------------------------------------------------------ */
+
+/* Selections, which become vectors; branches would not. */
+#define CHALLENGE(value, number)            \
+    code = value > top ? number : code;      \
+    top = value > top ? value : top;         \
+    code = value != value ? number : code;   \
+    top = value != value ? value : top;
 
 /* One value of each window of a row of planes against the best so far. */
 SNN_INLINE void compare_row(
-    const void *row, int64_t from, int64_t stride, int64_t n, int32_t code, float *restrict best, int32_t *restrict codes, int bf16
+    const void *row, int64_t from, int64_t stride, int64_t n, int32_t number, float *restrict best, int32_t *restrict codes, int bf16
 ) {
     SNN_SIMD for (int64_t i = 0; i < n; i++) {
-        const float value = get(row, from + i * stride, bf16), old = best[i];
-        const int32_t old_code = codes[i];
-        const int win = wins(value, old);
-        best[i] = win ? value : old;
-        codes[i] = win ? code : old_code;
+        const float value = get(row, from + i * stride, bf16);
+        float top = best[i];
+        int32_t code = codes[i];
+        CHALLENGE(value, number)
+        best[i] = top;
+        codes[i] = code;
     }
 }
 
@@ -76,12 +82,13 @@ SNN_INLINE void two_by_two(
     SNN_SIMD for (int64_t i = 0; i < n; i++) {
         const float v0 = get(a, at_a + i * step, bf16), v1 = get(a, at_a + i * step + apart, bf16);
         const float v2 = get(b, at_b + i * step, bf16), v3 = get(b, at_b + i * step + apart, bf16);
-        const int right = wins(v1, v0), low_right = wins(v3, v2);
-        const float high = right ? v1 : v0, low = low_right ? v3 : v2;
-        const int32_t high_code = right ? 1 : 0, low_code = low_right ? 3 : 2;
-        const int lower = wins(low, high);
-        best[i] = lower ? low : high;
-        codes[i] = lower ? low_code : high_code;
+        float top = v0;
+        int32_t code = 0;
+        CHALLENGE(v1, 1)
+        CHALLENGE(v2, 2)
+        CHALLENGE(v3, 3)
+        best[i] = top;
+        codes[i] = code;
     }
 }
 
@@ -187,11 +194,11 @@ SNN_INLINE void add_row(const void *row, int64_t from, int64_t stride, int64_t n
 }
 
 SNN_INLINE void sum_two_by_two(
-    const void *in, int64_t at, int64_t below, int64_t step, int64_t apart, int64_t n, float *restrict sums, int bf16
+    const void *a, const void *b, int64_t at_a, int64_t at_b, int64_t step, int64_t apart, int64_t n, float *restrict sums, int bf16
 ) {
     SNN_SIMD for (int64_t i = 0; i < n; i++) {
-        const float high = get(in, at + i * step, bf16) + 0.0f + get(in, at + i * step + apart, bf16);
-        sums[i] = high + get(in, below + i * step, bf16) + get(in, below + i * step + apart, bf16);
+        const float high = get(a, at_a + i * step, bf16) + 0.0f + get(a, at_a + i * step + apart, bf16);
+        sums[i] = high + get(b, at_b + i * step, bf16) + get(b, at_b + i * step + apart, bf16);
     }
 }
 
@@ -204,10 +211,10 @@ SNN_INLINE void average_chunk(
     (void)unused;
     if (tiles(s) && s->kh == 2 && s->kw == 2 && h0 + 2 <= s->H && 2 * w1 <= s->W) {
         const int64_t at = base + (h0 * s->W + 2 * w0) * C, below = at + s->W * C;
-        if (C == 1) sum_two_by_two(job->in, at, below, 2, 1, n, sums, bf16);
+        if (C == 1) sum_two_by_two(job->in, job->in, at, below, 2, 1, n, sums, bf16);
         else
             for (int64_t i = 0; i < n; i++)
-                sum_two_by_two(job->in, at + 2 * i * C, below + 2 * i * C, 1, C, C, sums + i * C, bf16);
+                sum_two_by_two(job->in, job->in, at + 2 * i * C, below + 2 * i * C, 1, C, C, sums + i * C, bf16);
     } else {
         memset(sums, 0, (size_t)total * sizeof(float));
         for (int64_t r = larger(-h0, 0); r < smaller(s->kh, s->H - h0); r++)
@@ -254,6 +261,23 @@ SNN_INLINE void zero(void *to, int64_t at, int64_t n, int bf16) {
 /* 0 + g, as torch adds to zeros. */
 SNN_INLINE float chosen(float g, int32_t code, int32_t mine) { return (code == mine ? g : 0.0f) + 0.0f; }
 
+/* Gradients of pairs of neighbours. */
+SNN_INLINE void pairs(
+    void *to, int64_t at, int64_t n, const float *restrict grad, const int32_t *restrict codes, int32_t code, int is_max, int bf16
+) {
+    if (is_max) {
+        SNN_SIMD for (int64_t i = 0; i < n; i++) {
+            put_exact(to, at + 2 * i, chosen(grad[i], codes[i], code), bf16);
+            put_exact(to, at + 2 * i + 1, chosen(grad[i], codes[i], code + 1), bf16);
+        }
+    } else {
+        SNN_SIMD for (int64_t i = 0; i < n; i++) {
+            put(to, at + 2 * i, grad[i], bf16);
+            put(to, at + 2 * i + 1, grad[i], bf16);
+        }
+    }
+}
+
 /* Windows that tile the input: outputs w0 to w1 of row oh give all their inputs, and the last ones the rest of the rows. */
 SNN_INLINE void tile_chunk(
     const Job *job, int64_t plane, int64_t oh, int64_t w0, int64_t w1, float *restrict grad, int32_t *restrict codes, int bf16
@@ -282,17 +306,7 @@ SNN_INLINE void tile_chunk(
         int64_t done = 0; /* windows */
         if (C == 1 && s->kw == 2) {
             done = whole;
-            if (is_max) {
-                SNN_SIMD for (int64_t i = 0; i < whole; i++) {
-                    put_exact(job->out, at + 2 * i, chosen(grad[i], codes[i], code), bf16);
-                    put_exact(job->out, at + 2 * i + 1, chosen(grad[i], codes[i], code + 1), bf16);
-                }
-            } else {
-                SNN_SIMD for (int64_t i = 0; i < whole; i++) {
-                    put(job->out, at + 2 * i, grad[i], bf16);
-                    put(job->out, at + 2 * i + 1, grad[i], bf16);
-                }
-            }
+            pairs(job->out, at, whole, grad, codes, code, is_max, bf16);
         }
         for (int64_t i = done; i < n; i++)
             for (int64_t q = 0; q < smaller(s->kw, W - (w0 + i) * s->kw); q++) {
@@ -352,6 +366,76 @@ static void scatter_planes(void *context, int64_t begin, int64_t end, int part) 
     }
 }
 
+/* ---- 2 x 2 windows that tile planes of short rows -------------------------------------------------------------- */
+
+/* Rows too short for vectors are copied behind one another, upper rows of windows apart from lower ones. */
+enum { SHORT = 128, BLOCK = 1024, MAX = 0, AVERAGE = 1, BACK = 2 };
+
+SNN_INLINE int is_short(const Shape *s) {
+    return tiles(s) && s->kh == 2 && s->kw == 2 && s->inner == 1 && s->H == 2 * s->OH && s->W == 2 * s->OW && s->W <= SHORT;
+}
+
+SNN_INLINE void short_rows(const Job *job, int64_t begin, int64_t end, int mode, int bf16) {
+    const Shape *s = job->s;
+    const int64_t OW = s->OW, W = s->W, step = BLOCK / OW;
+    const size_t size = bf16 ? 2 : 4, line = (size_t)W * size;
+    float values[BLOCK];
+    int32_t codes[BLOCK];
+    union {
+        float floats[2 * BLOCK];
+        uint16_t words[2 * BLOCK];
+        char bytes[2 * BLOCK * sizeof(float)];
+    } up, low;
+    char *upper = up.bytes, *lower = low.bytes;
+    for (int64_t r = begin; r < end; r += step) {
+        const int64_t m = smaller(step, end - r), n = m * OW, at = r * OW;
+        if (mode != BACK) {
+            const char *from = (const char *)job->in + (size_t)(2 * r) * line;
+            for (int64_t i = 0; i < m; i++) {
+                memcpy(upper + (size_t)i * line, from + (size_t)(2 * i) * line, line);
+                memcpy(lower + (size_t)i * line, from + (size_t)(2 * i + 1) * line, line);
+            }
+        }
+        if (mode == MAX) {
+            uint8_t *restrict to = job->codes + at;
+            two_by_two(upper, lower, 0, 0, 2, 1, n, values, codes, bf16);
+            SNN_SIMD for (int64_t i = 0; i < n; i++) put_exact(job->out, at + i, values[i], bf16);
+            SNN_SIMD for (int64_t i = 0; i < n; i++) to[i] = (uint8_t)codes[i];
+        } else if (mode == AVERAGE) {
+            sum_two_by_two(upper, lower, 0, 0, 2, 1, n, values, bf16);
+            SNN_SIMD for (int64_t i = 0; i < n; i++) put(job->out, at + i, values[i] * 0.25f, bf16);
+        } else {
+            char *to = (char *)job->out + (size_t)(2 * r) * line;
+            if (job->codes) {
+                const uint8_t *restrict bytes = job->codes + at;
+                SNN_SIMD for (int64_t i = 0; i < n; i++) codes[i] = bytes[i];
+                SNN_SIMD for (int64_t i = 0; i < n; i++) values[i] = get(job->in, at + i, bf16);
+                pairs(upper, 0, n, values, codes, 0, 1, bf16);
+                pairs(lower, 0, n, values, codes, 2, 1, bf16);
+            } else {
+                SNN_SIMD for (int64_t i = 0; i < n; i++) values[i] = get(job->in, at + i, bf16) * 0.25f + 0.0f;
+                pairs(upper, 0, n, values, codes, 0, 0, bf16);
+            }
+            for (int64_t i = 0; i < m; i++) {
+                memcpy(to + (size_t)(2 * i) * line, upper + (size_t)i * line, line);
+                memcpy(to + (size_t)(2 * i + 1) * line, (job->codes ? lower : upper) + (size_t)i * line, line);
+            }
+        }
+    }
+}
+
+#define SHORT_ROWS(NAME, MODE)                                                    \
+    static void NAME(void *context, int64_t begin, int64_t end, int part) {        \
+        const Job *job = context;                                                  \
+        (void)part;                                                                \
+        if (job->s->bf16) short_rows(job, begin, end, MODE, 1);                    \
+        else short_rows(job, begin, end, MODE, 0);                                 \
+    }
+
+SHORT_ROWS(max_short, MAX)
+SHORT_ROWS(average_short, AVERAGE)
+SHORT_ROWS(back_short, BACK)
+
 /* ---- what is called ------------------------------------------------------------------------------------------ */
 
 /* Elements a thread is worth starting for. */
@@ -367,14 +451,14 @@ static void rows(snn_body body, Job *job, int threads) {
 SNN_EXPORT int SNN_NAME(max_pool_forward)(const Shape *s, const void *x, void *y, uint8_t *codes, int threads) {
     int failed = 0;
     Job job = {s, x, y, codes, &failed};
-    rows(max_forward_rows, &job, threads);
+    rows(is_short(s) ? max_short : max_forward_rows, &job, threads);
     return failed;
 }
 
 SNN_EXPORT int SNN_NAME(avg_pool_forward)(const Shape *s, const void *x, void *y, int threads) {
     int failed = 0;
     Job job = {s, x, y, 0, &failed};
-    rows(average_forward_rows, &job, threads);
+    rows(is_short(s) ? average_short : average_forward_rows, &job, threads);
     return failed;
 }
 
@@ -383,7 +467,7 @@ SNN_EXPORT int SNN_NAME(pool_backward)(const Shape *s, const void *grad, void *g
     int failed = 0;
     Job job = {s, grad, grad_x, (uint8_t *)codes, &failed};
     const int64_t plane = s->H * s->W * s->inner;
-    if (tiles(s)) rows(tile_rows, &job, threads);
+    if (tiles(s)) rows(is_short(s) ? back_short : tile_rows, &job, threads);
     else snn_parallel(s->planes, WORTH / (plane ? plane : 1) + 1, threads, scatter_planes, &job);
     return failed;
 }
