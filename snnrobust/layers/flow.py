@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from snnrobust.kernels import native
 from snnrobust.kernels.layout import channels_last
 from snnrobust.kernels.lif import watched
+from snnrobust.kernels.pooling import avg_pool2d, max_pool2d
 from snnrobust.layers.event_driven import EventConv2d, EventLinear
 from snnrobust.layers.fused import fuses, hooked, lif_constants, run_fused
 from snnrobust.layers.normalise import Normalise
@@ -119,4 +120,10 @@ class _Flow:
     def _plain(self, module: nn.Module, x: Tensor) -> Tensor:
         if not self.watched and isinstance(module, nn.Conv2d) and x.dim() == 4 and x.is_cpu and native.available():
             x = channels_last(x)
+        if not self.watched and not hooked(module):
+            if type(module) is nn.MaxPool2d and not module.return_indices and module.dilation in (1, (1, 1)):
+                return max_pool2d(x, module.kernel_size, module.stride, module.padding, module.ceil_mode)  # type: ignore[arg-type]
+            if type(module) is nn.AvgPool2d and module.divisor_override is None:
+                window = module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad
+                return avg_pool2d(x, *window)  # type: ignore[arg-type]
         return module(x)  # type: ignore[no-any-return]
