@@ -122,8 +122,8 @@ class _Flow:
             x = channels_last(x)
         if not self.watched and not hooked(module):
             if type(module) is nn.MaxPool2d and not module.return_indices and module.dilation in (1, (1, 1)):
-                return max_pool2d(x, module.kernel_size, module.stride, module.padding, module.ceil_mode)  # type: ignore[arg-type]
+                return max_pool2d(x, module.kernel_size, module.stride, module.padding, module.ceil_mode)
             if type(module) is nn.AvgPool2d and module.divisor_override is None:
                 window = module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad
-                return avg_pool2d(x, *window)  # type: ignore[arg-type]
+                return avg_pool2d(x, *window)
         return module(x)  # type: ignore[no-any-return]
