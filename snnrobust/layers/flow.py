@@ -71,9 +71,12 @@ class _Flow:
             self.x, self.folded = self.sequence().flatten(0, 1), True
         return self.x
 
+    def _traced(self) -> bool:
+        return self.watched or torch.compiler.is_compiling()  # after a break in the graph, parts are compiled one by one
+
     def take(self, module: nn.Module, following: nn.Module | None) -> bool:
         """Go through ``module``; whether ``following`` was gone through too."""
-        if not self.watched and following is not None and self._fuse(module, following):
+        if not self._traced() and following is not None and self._fuse(module, following):
             return True
         if isinstance(module, Temporal | nn.RNNBase):
             self._temporal(module)
@@ -117,7 +120,7 @@ class _Flow:
         return True
 
     def _plain(self, module: nn.Module, x: Tensor) -> Tensor:
-        if not self.watched and isinstance(module, nn.Conv2d) and x.dim() == 4 and x.is_cpu and native.available():
+        if not self._traced() and isinstance(module, nn.Conv2d) and x.dim() == 4 and x.is_cpu and native.available():
             x = _channels_last(x)
         return module(x)  # type: ignore[no-any-return]
 
