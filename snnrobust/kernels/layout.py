@@ -15,6 +15,7 @@ __all__ = ["aligned", "channel_layout", "channels_last", "new_like"]
 def channel_layout(x: Tensor, axis: int) -> tuple[Tensor, int, int]:
     """``x`` as it is, if contiguous or channels last, else contiguous; and C and ``inner``, so that its element i in memory
     is of channel ``i // inner % C``. The channel axis is ``axis``; an ``x`` without one counts as one channel."""
+    x = x.resolve_neg()
     if x.dim() <= axis:
         x = x.contiguous()
         return x, 1, max(x.numel(), 1)
@@ -49,7 +50,7 @@ def aligned(tensor: Tensor, like: Tensor, dtype: torch.dtype = torch.float32) ->
     stride = like.stride()
     if like.dim() and like.shape[0] > 1 and stride[0] == 0:
         stride = (like[0].numel(), *stride[1:])
-    if tensor.dtype == dtype and tensor.stride() == stride:
+    if tensor.dtype == dtype and tensor.stride() == stride and not tensor.is_neg():
         return tensor
     if not like.is_cpu:
         return torch.empty_strided(like.shape, stride, dtype=dtype, device=like.device).copy_(tensor)

@@ -144,7 +144,7 @@ def start(
 
 def per_channel(k: LifStruct, name: str, value: Tensor) -> Tensor:
     """Sets constants along the channels; what is returned has to be kept alive until the kernel has run."""
-    value = value.detach().to(torch.float32)
+    value = value.detach().to(torch.float32).resolve_neg()
     value = value.expand(k.C).contiguous() if value.numel() == 1 else value.contiguous()
     setattr(k, name, value.data_ptr())
     return value
@@ -240,17 +240,19 @@ def _forward_shapes(
     x: Tensor, steps: int, v0: Tensor | None, quiet0: Tensor | None, decay: float, threshold: float,
     decays: Tensor | None, thresholds: Tensor | None, hard: bool, refractory: int, keep_h: bool, keep_state: bool, timed: bool,
 ) -> list[Tensor]:  # fmt: skip
-    whole, one = (x.expand(steps, *x.shape), x) if steps else (x, x[0])
-    state = state_dtype(x.dtype)
-    out = [torch.empty_like(whole, memory_format=torch.contiguous_format) if steps else torch.empty_like(x)]
-    out += [torch.empty_like(out[0], dtype=state)] * keep_h
-    return out + [torch.empty_like(one, dtype=state) for _ in range((1 + timed) * keep_state)]
+    x, _, _ = channel_layout(x, 2 - (steps > 0))
+    one = x if steps else x[0]
+    out = [new_like(x, steps)] + [new_like(x, steps, state_dtype(x.dtype))] * keep_h
+    return out + [
+        torch.empty_like(one, dtype=d) for d in (state_dtype(x.dtype), torch.float32)[: (1 + timed) * keep_state]
+    ]
 
 
 def _backward_shapes(grad: Tensor, x: Tensor | None, steps: int, h: Tensor | None, *rest: Any) -> list[Tensor]:
     if x is None:
         assert h is not None
         x = h[0] if steps else h
+    x, _, _ = channel_layout(x, 2 - (steps > 0))
     one = x if steps else x[0]
     maps = [torch.empty_like(one, dtype=state_dtype(grad.dtype)) for asked in rest[-3:] if asked]
     return [torch.empty_like(x, dtype=grad.dtype), *maps]

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from snnrobust.kernels.layout import aligned, channel_layout, new_like
+
 __all__ = ["backward", "forward", "slopes", "steps_since_spike"]
 
 _SILENT = 1000.0
@@ -36,12 +38,15 @@ def forward(
     decays: Tensor | None, thresholds: Tensor | None, hard: bool, refractory: int, keep_h: bool, keep_state: bool, timed: bool,
 ) -> list[Tensor]:  # fmt: skip
     """As :func:`snnrobust.kernels.lif.lif_forward`."""
+    x, _, _ = channel_layout(x, 2 - (steps > 0))
     one, T = (x, steps) if steps else (x[0], x.shape[0])
     dtype = _state(x)
     beta, theta = _constant(decay, decays, one), _constant(threshold, thresholds, one)
-    spikes = torch.empty((T, *one.shape), dtype=x.dtype, device=x.device) if steps else torch.empty_like(x)
-    potentials = torch.empty_like(spikes, dtype=dtype) if keep_h else None
-    v = torch.zeros_like(one, dtype=dtype) if v0 is None else v0.to(dtype, copy=True)
+    spikes = new_like(x, steps)
+    potentials = new_like(x, steps, dtype) if keep_h else None
+    v = torch.zeros_like(one, dtype=dtype)
+    if v0 is not None:
+        v.copy_(v0)
     quiet = _silent(one, quiet0) if refractory or timed else None
     h, s = torch.empty_like(v), torch.empty_like(v)
     for t in range(T):
@@ -69,7 +74,8 @@ def forward(
 
 
 def _silent(one: Tensor, quiet0: Tensor | None) -> Tensor:
-    return torch.full_like(one, _SILENT, dtype=torch.float32) if quiet0 is None else quiet0
+    quiet = torch.full_like(one, _SILENT, dtype=torch.float32)
+    return quiet if quiet0 is None else quiet.copy_(quiet0)
 
 
 def steps_since_spike(
@@ -159,6 +165,7 @@ def backward(
     if of_decay and v0 is not None:
         grad_decay += grad_h[0] * v0
     grad_x = grad_h if active is None else grad_h * active
-    out = [(grad_x.sum(0) if steps else grad_x).to(dtype)]
+    like, _, _ = channel_layout(x if x is not None else h[0] if steps else h, 2 - (steps > 0))
     maps = ((grad_h[0] * beta, of_v0), (grad_decay, of_decay), (grad_threshold, of_threshold))
-    return out + [value for value, asked in maps if asked]
+    out = [aligned(grad_x.sum(0) if steps else grad_x, like, dtype)]
+    return out + [aligned(value, like if steps else like[0], value.dtype) for value, asked in maps if asked]

@@ -72,9 +72,14 @@ class _Flow:
             self.x, self.folded = self.sequence().flatten(0, 1), True
         return self.x
 
+    def _traced(self) -> bool:
+        return (
+            self.watched or torch.compiler.is_compiling()
+        )  # after a break in the graph, parts are compiled one by one
+
     def take(self, module: nn.Module, following: nn.Module | None) -> bool:
         """Go through ``module``; whether ``following`` was gone through too."""
-        if not self.watched and following is not None and self._fuse(module, following):
+        if not self._traced() and following is not None and self._fuse(module, following):
             return True
         if isinstance(module, Temporal | nn.RNNBase):
             self._temporal(module)
@@ -118,9 +123,9 @@ class _Flow:
         return True
 
     def _plain(self, module: nn.Module, x: Tensor) -> Tensor:
-        if not self.watched and isinstance(module, nn.Conv2d) and x.dim() == 4 and x.is_cpu and native.available():
+        if not self._traced() and isinstance(module, nn.Conv2d) and x.dim() == 4 and x.is_cpu and native.available():
             x = channels_last(x)
-        if not self.watched and not hooked(module):
+        if not self._traced() and not hooked(module):
             if type(module) is nn.MaxPool2d and not module.return_indices and module.dilation in (1, (1, 1)):
                 return max_pool2d(x, module.kernel_size, module.stride, module.padding, module.ceil_mode)
             if type(module) is nn.AvgPool2d and module.divisor_override is None:

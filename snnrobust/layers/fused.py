@@ -6,6 +6,7 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from snnrobust.kernels.lif import GIVEN, compiled
 from snnrobust.layers.bntt import BNTT
@@ -23,7 +24,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 def hooked(module: nn.Module) -> bool:
     """Whether somebody watches the calls of ``module``: then it is called as if nothing were left out."""
-    return any(getattr(module, name) for name in _HOOKS)
+    return any(getattr(module, name) for name in _HOOKS) or "forward" in vars(module) or bool(_has_any_global_hook())
 
 
 def lif_constants(module: nn.Module) -> tuple[float | Tensor, float | Tensor] | None:
@@ -43,15 +44,19 @@ def fuses(norm: nn.Module, neuron: nn.Module, x: Tensor, steps: int) -> bool:
         return False
     if type(norm) is BNTT:
         alone, fits = B * prod(x.shape[axis + 1 :]), norm.time_steps >= T and features == norm.features
+        fits = fits and x.dim() - axis in _AXES[type(norm)]
     elif type(norm) is TDBN or (type(norm) in _BATCH_NORMS and norm.track_running_stats and norm.momentum is not None):
         alone, fits = T * B * prod(x.shape[axis + 1 :]), features == norm.num_features
-        fits = fits and (type(norm) is TDBN or x.dim() - axis in _AXES[type(norm)])
+        fits = fits and x.dim() - axis in _AXES[type(norm)]
     else:
         return False
     return fits and norm.running_mean.dtype == torch.float32 and (alone > 1 or not norm.training)
 
 
-_AXES: dict[type, tuple[int, ...]] = {nn.BatchNorm1d: (1, 2), nn.BatchNorm2d: (3,), nn.BatchNorm3d: (4,)}
+_AXES: dict[type, tuple[int, ...]] = {
+    BNTT: (1, 2, 3, 4), TDBN: (1, 2, 3, 4), nn.BatchNorm1d: (1, 2), nn.BatchNorm2d: (3,), nn.BatchNorm3d: (4,),
+}  # fmt: skip
+"""Axes of an input from the channels on."""
 
 
 def run_fused(norm: nn.Module, neuron: nn.Module, x: Tensor, steps: int) -> Tensor:

@@ -106,7 +106,7 @@ def lif_from(
     if _timed(rule) and state.quiet is None:
         raise ValueError(f"{surrogate} needs the time since the last spike: start the stream under this surrogate")
     s, *after = _LIF.apply(x, steps, state.v, state.quiet, *_constants(decay, threshold, whole), rule, True)  # type: ignore[no-untyped-call]
-    return s, Membrane(after[0], after[1] if _timed(rule) else state.quiet)
+    return s, Membrane(*after) if len(after) > 1 else Membrane(after[0], None)
 
 
 class _Rule(NamedTuple):
@@ -159,7 +159,7 @@ class _LIF(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         kind, _, _ = kernel = in_kernel(rule.surrogate)
-        timed = _timed(rule)
+        timed = _timed(rule) or quiet0 is not None
         (beta, betas), (theta, thetas) = _split(decay), _split(threshold)
         keep_h = any(ctx.needs_input_grad) and saves(x, steps, kind)
         if _exporting():  # an exported program holds torch operations alone, and runs where this package is not
@@ -194,7 +194,7 @@ class _LIF(torch.autograd.Function):
         backward = lif_backward if plain(grad) else torch.ops.snnrobust.lif_backward.default
         found = backward(
             grad, x, steps, h, slope, grad_v, v0, quiet0, decay, threshold, decays, thresholds,
-            rule.hard, rule.refractory, _timed(rule), rule.detach_reset, kind, a, b, of_v0, of_decay, of_threshold,
+            rule.hard, rule.refractory, _timed(rule) or quiet0 is not None, rule.detach_reset, kind, a, b, of_v0, of_decay, of_threshold,
         )  # fmt: skip
         if len(found) == 1:
             return found[0], None, None, None, None, None, None, None

@@ -58,6 +58,8 @@ class _NormLIF(torch.autograd.Function):
         ctx.of_batch = mean is None or var is None
         if mean is None or var is None:
             mean, var = _moments(x, steps, len(gain))
+        else:
+            mean = mean.clone()  # running statistics may go on before the gradient is asked for
         rstd = (var + eps).rsqrt()
         scale = gain.detach() * rstd
         ctx.save_for_backward(x, gain.detach(), None if shift is None else shift.detach(), mean, rstd, betas, thetas)
@@ -130,20 +132,29 @@ def _moments(x: Tensor, steps: int, rows: int) -> tuple[Tensor, Tensor]:
     once = x[None] if steps else x  # steps that are alike have the same statistics
     x, k = start(once, 0, False, 0, 0.0, 1.0)
     own = k.T if rows > 1 and not steps else 1
-    pivot = _pivot(x, own)
-    ones = torch.ones_like(pivot)
-    sums = x.new_zeros((k.threads, own, k.C, 2), dtype=torch.float64)
-    k.mean, k.scale, k.sums = pivot.data_ptr(), ones.data_ptr(), sums.data_ptr()
     k.norm_step = k.C if own > 1 else 0
+    pivot = _pivot(x, own)
+    first, var = _about(k, pivot)
+    if (first.square() > 16 * var).any():  # a value that is unlike the others: rounding would tell in the variance
+        pivot = (pivot + first).float()
+        first, var = _about(k, pivot)
+    mean = (pivot + first).float()
+    return mean.expand(rows, -1).contiguous(), var.float().expand(rows, -1).contiguous()
+
+
+def _about(k: LifStruct, pivot: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean less ``pivot``, and variance, ``[rows, C]`` in float64."""
+    ones = torch.ones_like(pivot)
+    sums = torch.zeros((k.threads, *pivot.shape, 2), dtype=torch.float64)
+    k.mean, k.scale, k.sums = pivot.data_ptr(), ones.data_ptr(), sums.data_ptr()
     if k.M:
         run("norm_moments", k)
-    first, second = (sums.sum(0) * (own / (k.T * k.M // k.C))).unbind(-1)
-    mean, var = (pivot + first).float(), (second - first.square()).clamp(min=0.0).float()
-    return mean.expand(rows, -1).contiguous(), var.expand(rows, -1).contiguous()
+    first, second = (sums.sum(0) * (len(pivot) / (k.T * k.M // k.C))).unbind(-1)
+    return first, (second - first.square()).clamp(min=0.0)
 
 
 def _pivot(x: Tensor, rows: int) -> Tensor:
-    """A value of each channel, ``[rows, C]`` float32: from there sums of squares cancel nothing."""
+    """A value of each channel, ``[rows, C]`` float32: from there sums of squares mostly cancel nothing."""
     values = x[:rows, 0].reshape(rows, x.shape[2], -1)[:, :, 0].float()
     return values.nan_to_num().contiguous()
 

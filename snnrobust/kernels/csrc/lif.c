@@ -206,7 +206,7 @@ SNN_INLINE void back_plain(
 /* The same for a slope that is known and any reset and constants. `through` is what goes through the spike. */
 SNN_INLINE void back_any(
     const Lif *k, Room *r, const float *restrict h, const float *restrict quiet, const float *restrict slope,
-    const float *restrict grad, int64_t at, int64_t n, float *restrict out, int hard, int detach
+    const float *restrict grad, int64_t at, int64_t n, float *restrict out, int hard, int detach, int last
 ) {
     const float *restrict d = r->decays + at, *restrict th = r->thresholds + at;
     float *restrict carried = r->carried + at, *restrict next = r->next + at;
@@ -218,7 +218,7 @@ SNN_INLINE void back_any(
         const float v = hard ? h[i] * (1.0f - s) : h[i] - s * th[i];
         const float through = (detach ? grad[i] : grad[i] - c * (hard ? h[i] : th[i])) * (slope[i] * active);
         const float grad_h = through + (hard ? c * (1.0f - s) : c);
-        of_decay[i] += next[i] * v;
+        of_decay[i] += last ? 0.0f : next[i] * v; /* nothing follows the last step, not even 0 * infinity */
         of_threshold[i] -= hard ? through : through + c * s;
         next[i] = grad_h;
         carried[i] = grad_h * d[i];
@@ -286,10 +286,11 @@ static void backward_part(void *context, int64_t begin, int64_t end, int part) {
                     } else if (k->kind != GIVEN) {
                         slopes_of(k->kind, k->a, k->b, h, r->thresholds + i, 0, 1, m, r->slope);
                     }
-                    if (k->hard && k->detach) back_any(k, r, h, quiet, slope, grad, i, m, out, 1, 1);
-                    else if (k->hard) back_any(k, r, h, quiet, slope, grad, i, m, out, 1, 0);
-                    else if (k->detach) back_any(k, r, h, quiet, slope, grad, i, m, out, 0, 1);
-                    else back_any(k, r, h, quiet, slope, grad, i, m, out, 0, 0);
+                    const int last = t == k->T - 1;
+                    if (k->hard && k->detach) back_any(k, r, h, quiet, slope, grad, i, m, out, 1, 1, last);
+                    else if (k->hard) back_any(k, r, h, quiet, slope, grad, i, m, out, 1, 0, last);
+                    else if (k->detach) back_any(k, r, h, quiet, slope, grad, i, m, out, 0, 1, last);
+                    else back_any(k, r, h, quiet, slope, grad, i, m, out, 0, 0, last);
                 }
                 if (sums) {
                     const float *x = load(k->x, t * k->x_step + i0 + i, m, k->bf16, r->in);
