@@ -48,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     console.print("", report.summary(results), sep="\n", soft_wrap=True)
     console.print("Ratios of medians; quartiles of the ratios of single rounds, in which contenders take turns.")
-    if options.write is not None:
-        report.write(options.write, results, about)
     if options.plots is not None:
         for file in plots.draw(results, options.plots):
             console.print(f"wrote {file}")
+    if options.write is not None:
+        report.write(options.write, results, about)
     return int(refused)
 
 

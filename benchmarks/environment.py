@@ -26,6 +26,7 @@ def environment(packages: Sequence[str] = ()) -> dict[str, Any]:
         "load": load(),
         "kernels": kernels.status(),
         "allocator": allocator() or "default",
+        "settings": _settings() or "default",
         "huge pages": _huge_pages(),
         "python": platform.python_version(),
         **{package: _version(package) for package in ("torch", *packages)},
@@ -42,6 +43,13 @@ def allocator() -> dict[str, str]:
     """Settings of the environment that change how memory is allocated."""
     names = ("GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE", "LD_PRELOAD")
     return {k: v for k, v in os.environ.items() if k.startswith("MALLOC_") or k in names}
+
+
+def _settings() -> dict[str, str]:
+    """Of the environment, that change how kernels and threads run."""
+    return {
+        k: v for k, v in os.environ.items() if k.startswith(("SNNROBUST_", "OMP_", "KMP_", "MKL_", "ONEDNN_", "DNNL_"))
+    }
 
 
 def _huge_pages() -> str:

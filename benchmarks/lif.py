@@ -15,7 +15,7 @@ from benchmarks.harness import OURS, Case, DisagreementError, Run
 from benchmarks.limits import LIMITS
 from benchmarks.peers import DECAY, JELLY, SLOPE, SNNTORCH, THRESHOLD
 from benchmarks.targets import Target
-from snnrobust.kernels.lif import saving
+from snnrobust.kernels import saving
 
 __all__ = ["cases", "naive", "peaks", "peaks_of"]
 

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.harness import OURS, Result
+from benchmarks.plots import FIGURES
 from benchmarks.targets import Verdict, judge
 
 __all__ = ["BEGIN", "END", "check", "remarks", "slower", "summary", "table", "write"]
@@ -134,11 +135,17 @@ def check(page: Path) -> None:
 
 
 def write(page: Path, results: Sequence[Result], environment: Mapping[str, Any]) -> None:
-    """Put the tables of a run between the markers of ``page``."""
+    """Put the tables of a run between the markers of ``page``, and the figures of its folder ``images``."""
     check(page)
     before, rest = page.read_text().split(BEGIN)
     _, after = rest.split(END)
-    page.write_text(f"{before}{BEGIN}\n{_block(results, environment)}\n{END}{after}")
+    figures = [
+        f"![{drawn.__doc__}](images/{name})"
+        for name, drawn in FIGURES.items()
+        if (page.parent / "images" / name).exists()
+    ]
+    block = "\n\n".join([_block(results, environment), *figures])
+    page.write_text(f"{before}{BEGIN}\n{block}\n{END}{after}")
 
 
 def _block(results: Sequence[Result], environment: Mapping[str, Any]) -> str:
@@ -151,6 +158,8 @@ def _block(results: Sequence[Result], environment: Mapping[str, Any]) -> str:
         "",
         *_markdown((*HEADINGS[:-1], "verdict"), [_cells(v) for v in _verdicts(results)]),
     ]
+    missed = [v for v in _verdicts(results) if not v.reached]
+    lines += ["", *(f"- {_escape(f'{v.target.row}, beside {v.reference}: {v.sentence}')}" for v in missed)]
     lines += ["", "<details><summary>Every contender</summary>"]
     for result in results:
         case = result.case

@@ -33,8 +33,8 @@ def _chunked(model: SpikingClassifier, steps: int) -> nn.Module | str:
 
 
 def chunk(time_steps: int) -> int:
-    """The power of two at or above the root of ``time_steps``: as many steps in memory as there are chunks, or nearly."""
-    return 1 << (isqrt(time_steps - 1)).bit_length()
+    """The root of ``time_steps``, rounded up, which is the default of ``Chunked``."""
+    return isqrt(time_steps - 1) + 1
 
 
 def cases(tiny: bool = False) -> Iterator[Case]:
@@ -102,7 +102,7 @@ def peaks(tiny: bool = False) -> Iterator[Case]:
         clock="peak",
         remarks=(
             "By how much resident memory grows in the first training step, in a new process for each.",
-            "Chunked: the power of two at or above the root of T. The root of T is allowed 1.25 times.",
+            "Chunked: chunks of the root of T, rounded up. The growth of the root is allowed 1.25 times.",
         ),
         figure="steps memory",
         at={_name(t, chunked): t for t in lengths for chunked in (False, True)},

@@ -97,7 +97,7 @@ def test_the_streams_of_the_kernel_library(around, threads, size, offset):
     assert to[size] == 0
 
 
-@pytest.mark.parametrize(("steps_", "chunk"), [(3, 2), (8, 4), (16, 4), (32, 8), (64, 8), (128, 16)])
+@pytest.mark.parametrize(("steps_", "chunk"), [(3, 2), (8, 3), (16, 4), (32, 6), (64, 8), (128, 12)])
 def test_chunks_are_about_the_root(steps_, chunk):
     assert steps.chunk(steps_) == chunk
 

@@ -71,6 +71,8 @@ def test_the_summary_has_target_and_ratio_side_by_side(made_up):
 
 def test_a_page_is_rewritten_between_its_markers(made_up, tmp_path):
     page = tmp_path / "page.md"
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "performance-rates.png").touch()
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     results = [made_up(name="a|b", targets=TARGETS, snnrobust=[1.0, 1.0], peer=[4.0, 4.0], other=None)]
     for _ in range(2):
@@ -79,7 +81,8 @@ def test_a_page_is_rewritten_between_its_markers(made_up, tmp_path):
     assert text.startswith(
         f"before\n{BEGIN}\nMeasured 2026-11-24. processor: Z80; allocator: MALLOC_X=1; load while it ran: 0.5"
     )
-    assert text.endswith(f"{END}\nafter\n")
+    assert text.endswith(f"over the spike rate.](images/performance-rates.png)\n{END}\nafter\n")
+    assert "- small, beside peer: missed by 150 %" in text
     assert "| fast | snnrobust | peer | >= 2x | >= 5x | 4x | 4 – 4 | reached |" in text
     assert "**a\\|b**" in text
     assert "| other | not measured |  |  |" in text
