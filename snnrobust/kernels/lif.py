@@ -1,7 +1,7 @@
 """LIF over a whole sequence: the operators ``snnrobust::lif_forward`` and ``lif_backward``, compiled or in torch operations.
 
-Both take ``x`` ``[T, B, *]``, or ``[B, *]`` and ``steps`` where all steps have the same input. Constants are numbers, or tensors
-of one value or one for each channel. ``v`` and ``quiet`` are the state: float32 (float64 for such ``x``), of the shape of a step.
+Both take ``x`` ``[T, B, *]``, or ``[B, *]`` and ``steps`` where all steps have the same input. Constants are numbers, or tensors of
+one value or one for each channel. ``v`` and ``quiet`` are the state: float32 (float64 for such ``x``), in the shape of one step.
 """
 
 from __future__ import annotations
@@ -16,23 +16,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from torch.utils._python_dispatch import _len_torch_dispatch_stack
+
 from snnrobust.kernels import native
 from snnrobust.kernels.layout import aligned, channel_layout, new_like
 from snnrobust.kernels.lif_fallback import backward as torch_backward
 from snnrobust.kernels.lif_fallback import forward as torch_forward
 
-__all__ = [
-    "GIVEN",
-    "LifStruct",
-    "Saved",
-    "lif_backward",
-    "lif_forward",
-    "plain",
-    "run",
-    "saves",
-    "saving",
-    "state_dtype",
-]
+__all__ = ["GIVEN", "LifStruct", "Saved", "lif_backward", "lif_forward", "plain", "run", "saves", "saving", "state_dtype"]
 
 GIVEN = 9
 """The kind of a surrogate whose slopes are given as a tensor."""
@@ -79,13 +70,10 @@ def compiled(x: Tensor) -> bool:
 
 
 def plain(x: Tensor) -> bool:
-    """Whether the operator on ``x`` is the compiled kernel and nothing else: the dispatcher, of 6 us, can be left out."""
-    return not watched() and type(x) is Tensor and compiled(x)
-
-
-def watched() -> bool:
-    """Whether somebody traces, exports or counts the operations that run."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    """Whether nothing but the compiled kernel could come of the operator for ``x``: the dispatcher, which takes 6 us, can be left out."""
+    if torch.compiler.is_compiling():
+        return False
+    return type(x) is Tensor and compiled(x) and _len_torch_dispatch_stack() == 0
 
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -95,7 +83,7 @@ _P, _I64, _I32, _F32 = native.P, native.I64, native.I32, native.F32
 class LifStruct(ctypes.Structure):
     """``Lif`` of csrc/lif.h."""
 
-    _fields_ = [
+    _fields_ = [  # noqa: RUF012
         *((name, _I64) for name in ("T", "M", "x_step", "C", "inner", "norm_step")),
         *((name, _I32) for name in ("bf16", "hard", "refractory", "detach", "kind", "stream", "threads")),
         *((name, _F32) for name in ("decay", "threshold", "a", "b")),
@@ -130,9 +118,7 @@ def start(
     M = x.numel() if steps else x.numel() // max(T, 1)
     bf16 = x.dtype == torch.bfloat16
     stream = T * M * (2 if bf16 else 4) >= STREAM_BYTES
-    k = LifStruct(
-        T, M, 0 if steps else M, C, inner, 0, bf16, hard, refractory, 0, 0, stream, native.threads(), decay, threshold
-    )
+    k = LifStruct(T, M, 0 if steps else M, C, inner, 0, bf16, hard, refractory, 0, 0, stream, native.threads(), decay, threshold)
     k.x = x.data_ptr()
     return x, k
 
@@ -244,8 +230,9 @@ def _backward_shapes(grad: Tensor, x: Tensor | None, steps: int, h: Tensor | Non
 
 
 _LIBRARY = torch.library.Library("snnrobust", "FRAGMENT")
-_STATE = "Tensor? v0, Tensor? quiet0"
-_NEURON = f"{_STATE}, float decay, float threshold, Tensor? decays, Tensor? thresholds, bool hard, int refractory"
+_NEURON = (
+    "Tensor? v0, Tensor? quiet0, float decay, float threshold, Tensor? decays, Tensor? thresholds, bool hard, int refractory"
+)
 _LIBRARY.define(
     f"lif_forward(Tensor x, int steps, {_NEURON}, bool keep_h, bool keep_state, bool timed) -> Tensor[]",
     tags=(torch.Tag.needs_fixed_stride_order,),
