@@ -16,7 +16,15 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("snnrobust/kernels/csrc")
 # No fast-math: the forward pass of a kernel and of its fallback give the same bits. What is switched off changes no value.
-FLAGS = ["-std=gnu11", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+FLAGS = [
+    "-std=gnu11",
+    "-O3",
+    "-g0",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+]
 ISAS = {"portable": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS["avx2"] = ["-mavx2", "-mprefer-vector-width=256"]
@@ -71,9 +79,7 @@ class build_kernels(build_ext):  # noqa: N801 (the name of a command)
 
 setup(
     ext_modules=[
-        Extension(
-            "snnrobust.kernels._native", sources=[str(f) for f in sorted(SOURCES.glob("*.c"))], optional=True
-        )
+        Extension("snnrobust.kernels._native", sources=[str(f) for f in sorted(SOURCES.glob("*.c"))], optional=True)
     ],
     cmdclass={"build_ext": build_kernels},
 )

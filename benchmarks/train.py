@@ -90,7 +90,7 @@ def _fit(architecture: Architecture, x: Tensor, y: Tensor, **settings: str) -> R
 def _fit_bf16(architecture: Architecture, x: Tensor, y: Tensor) -> Run | str:
     if "precision" not in {field.name for field in fields(BPTT)}:
         return "BPTT has no precision"
-    return _fit(architecture, x, y, precision="bf16")
+    return _fit(architecture, x, y, precision="bfloat16")
 
 
 @torch.no_grad()

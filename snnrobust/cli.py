@@ -285,6 +285,7 @@ def doctor() -> None:
     from rich.table import Table
 
     from snnrobust import data as datasets
+    from snnrobust import kernels
     from snnrobust.experiments import versions
 
     table = Table("what", "found")
@@ -293,7 +294,11 @@ def doctor() -> None:
     for package in ("snntorch", "spikingjelly", "tonic", "nir", "ray"):
         table.add_row(f"{package} (optional)", _version(package))
     table.add_row("threads", str(torch.get_num_threads()))
-    table.add_row("neuron kernels", "torch operations (this version has no compiled kernels)")
+    table.add_row("kernels", kernels.status())
+    table.add_row(
+        "recycled memory",
+        f"at most {kernels.memory().limit / 2**20:,.0f} MiB idle" if kernels.memory().limit else "off",
+    )
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     table.add_row("devices", ", ".join(["cpu", *gpus]))
     table.add_row("data folder", str(datasets.data_root()))

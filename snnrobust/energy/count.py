@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from snnrobust.draws import evaluating
 from snnrobust.encoders import Encoder
 from snnrobust.energy.fan_out import Product, fan_out
 from snnrobust.energy.operations import LayerOperations, NeuronUpdates, Operations, joint_magnitude
-from snnrobust.hardware.deploy import DIGITAL, SYNAPTIC, DeployedLayer, _WithoutTime
+from snnrobust.hardware.deploy import DIGITAL, PLAIN_FORWARDS, SYNAPTIC, DeployedLayer, _WithoutTime
 from snnrobust.neurons import Neuron, Recurrent
 from snnrobust.temporal import Temporal
 
@@ -97,10 +97,10 @@ def _synaptic(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         elif isinstance(module, nn.RNNBase):
             if module.bidirectional or module.proj_size:
                 raise TypeError(f"{where} is bidirectional or has a projection, which is not counted: use one without")
-            _refuse_own_forward(module, where, (nn.LSTM, nn.GRU, nn.RNN))
+            _refuse_own_forward(module, where, {kind.forward for kind in (nn.LSTM, nn.GRU, nn.RNN)})
             yield name, module
         elif isinstance(module, SYNAPTIC):
-            _refuse_own_forward(module, where, SYNAPTIC)
+            _refuse_own_forward(module, where, PLAIN_FORWARDS)
             yield name, module
         elif not isinstance(module, (*DIGITAL, Neuron)) and any(p.dim() > 1 for p in module.parameters(recurse=False)):
             raise TypeError(
@@ -109,8 +109,8 @@ def _synaptic(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             )
 
 
-def _refuse_own_forward(module: nn.Module, where: str, kinds: Sequence[type[nn.Module]]) -> None:
-    if type(module).forward not in {kind.forward for kind in kinds}:
+def _refuse_own_forward(module: nn.Module, where: str, known: Collection[Any]) -> None:
+    if type(module).forward not in known:
         raise TypeError(f"{where} has a forward of its own, so its operations are not known: use the plain layer")
 
 

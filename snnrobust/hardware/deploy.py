@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from snnrobust import checks
 from snnrobust.draws import derive, draws
 from snnrobust.hardware.backend import Array, Backend
-from snnrobust.layers import BNTT, TEBN, Sequential
+from snnrobust.kernels import native
+from snnrobust.kernels.layout import channels_last
+from snnrobust.layers import BNTT, TEBN, EventConv2d, EventLinear, Sequential
 from snnrobust.temporal import Temporal
 
 __all__ = ["DeployedLayer", "deploy"]
 
 SYNAPTIC = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PLAIN_FORWARDS = frozenset(kind.forward for kind in (*SYNAPTIC, EventConv2d, EventLinear))
+"""Of layers that are their product and nothing else."""
 DIGITAL = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, BNTT, TEBN)
 """Parametric, but computed beside the array."""
 
@@ -44,7 +48,10 @@ class DeployedLayer(Temporal):
         return self._run(x, 0)
 
     def _run(self, x: Tensor, start: int) -> Tensor:
-        y = self.array.product(self.backend.drive(x).flatten(0, 1), self.bias)
+        driven = self.backend.drive(x).flatten(0, 1)
+        if driven.dim() == 4 and driven.is_cpu and self.array.weight.dim() == 4 and native.available():
+            driven = channels_last(driven)
+        y = self.array.product(driven, self.bias)
         return self.backend.read(y.unflatten(0, (x.shape[0], -1)), start)
 
 
@@ -109,7 +116,7 @@ def _refuse(model: nn.Module, found: dict[str, nn.Module]) -> None:
     for name, module in model.named_modules():
         if isinstance(module, DeployedLayer):
             raise TypeError(f"{name or 'the model'} is on a chip already: deploy the original model")
-        if name in found and type(module).forward not in {kind.forward for kind in SYNAPTIC}:
+        if name in found and type(module).forward not in PLAIN_FORWARDS:
             raise TypeError(f"{name} ({type(module).__name__}) has a forward of its own, which a chip would replace")
         own = [p for p in module.parameters(recurse=False) if p.dim() > 1]
         if own and name not in found and not isinstance(module, DIGITAL):

@@ -32,7 +32,7 @@ __all__ = ["Memory", "Pool", "empty", "empty_like", "limit_memory", "memory", "r
 PAGE = 2 << 20
 """A huge page."""
 SMALLEST = PAGE
-"""Bytes of the smallest tensor that is pooled: from 2 MB on, glibc faults where several tensors die together (6 to 12 times slower)."""
+"""Bytes of the smallest pooled tensor: from 2 MB on glibc faults where several tensors die together (6 to 12 times as slow)."""
 
 
 def size_class(nbytes: int) -> int:

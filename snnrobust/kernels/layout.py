@@ -7,7 +7,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-__all__ = ["aligned", "channel_layout", "new_like"]
+from snnrobust.kernels.buffers import empty, empty_like
+
+__all__ = ["aligned", "channel_layout", "channels_last", "new_like"]
 
 
 def channel_layout(x: Tensor, axis: int) -> tuple[Tensor, int, int]:
@@ -35,18 +37,28 @@ def _channels_last(x: Tensor, axis: int) -> bool:
     return x.numel() > 0
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """``x`` ``[N, C, H, W]`` with its channels innermost, which its strides tell for one channel too."""
+    if x.shape[1] == 1 and x.is_contiguous():
+        return x.view(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def aligned(tensor: Tensor, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``tensor`` in the layout of ``like`` (dense, but for a first axis that may be expanded) and in ``dtype``; a view where it can be."""
+    """``tensor`` in the layout of ``like`` (dense, but for a first axis that may be expanded) and ``dtype``, or itself."""
     stride = like.stride()
     if like.dim() and like.shape[0] > 1 and stride[0] == 0:
         stride = (like[0].numel(), *stride[1:])
     if tensor.dtype == dtype and tensor.stride() == stride:
         return tensor
-    return torch.empty_strided(like.shape, stride, dtype=dtype, device=like.device).copy_(tensor)
+    if not like.is_cpu:
+        return torch.empty_strided(like.shape, stride, dtype=dtype, device=like.device).copy_(tensor)
+    return empty(like.shape, dtype, stride).copy_(tensor)
 
 
 def new_like(x: Tensor, steps: int, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor of the layout of ``x``, or of ``steps`` of it."""
     if not steps:
-        return torch.empty_like(x, dtype=dtype)
-    return torch.empty_strided((steps, *x.shape), (x.numel(), *x.stride()), dtype=x.dtype if dtype is None else dtype)
+        return empty_like(x, dtype)
+    shape, stride, dtype = (steps, *x.shape), (x.numel(), *x.stride()), x.dtype if dtype is None else dtype
+    return empty(shape, dtype, stride) if x.is_cpu else torch.empty_strided(shape, stride, dtype=dtype, device=x.device)

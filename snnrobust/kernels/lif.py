@@ -1,7 +1,7 @@
 """LIF over a whole sequence: the operators ``snnrobust::lif_forward`` and ``lif_backward``, compiled or in torch operations.
 
-Both take ``x`` ``[T, B, *]``, or ``[B, *]`` and ``steps`` where all steps have the same input. Constants are numbers, or tensors of
-one value or one for each channel. ``v`` and ``quiet`` are the state: float32 (float64 for such ``x``), in the shape of one step.
+Both take ``x`` ``[T, B, *]``, or ``[B, *]`` and ``steps`` where all steps have the same input. Constants are numbers, or tensors
+of one value or one for each channel. ``v`` and ``quiet`` are the state: float32 (float64 for such ``x``), of the shape of a step.
 """
 
 from __future__ import annotations
@@ -16,14 +16,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from torch.utils._python_dispatch import _len_torch_dispatch_stack
-
-from snnrobust.kernels import native
+from snnrobust.kernels import native, triton_lif
 from snnrobust.kernels.layout import aligned, channel_layout, new_like
 from snnrobust.kernels.lif_fallback import backward as torch_backward
 from snnrobust.kernels.lif_fallback import forward as torch_forward
 
-__all__ = ["GIVEN", "LifStruct", "Saved", "lif_backward", "lif_forward", "plain", "run", "saves", "saving", "state_dtype"]
+__all__ = [
+    "GIVEN",
+    "LifStruct",
+    "Saved",
+    "lif_backward",
+    "lif_forward",
+    "plain",
+    "run",
+    "saves",
+    "saving",
+    "state_dtype",
+]
 
 GIVEN = 9
 """The kind of a surrogate whose slopes are given as a tensor."""
@@ -49,14 +58,19 @@ def saving(what: Saved) -> Iterator[None]:
         _saving.reset(token)
 
 
-def saves(x: Tensor, kind: int) -> bool:
+def saves(x: Tensor, steps: int, kind: int) -> bool:
     """Whether the potentials of this forward pass are to be kept."""
     if kind == GIVEN:  # they are what a surrogate of its own is evaluated at
         return True
     if torch.compiler.is_compiling():
         return False
     what = _saving.get()
-    return what == "potential" or (what == "auto" and not compiled(x))
+    return what == "potential" or (what == "auto" and not _recomputes(x, steps or x.shape[0]))
+
+
+def _recomputes(x: Tensor, steps: int) -> bool:
+    """Whether a kernel computes potentials again faster than they could be read."""
+    return compiled(x) or (x.is_cuda and triton_lif.takes(x) and steps <= triton_lif.UNROLLED)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -70,10 +84,13 @@ def compiled(x: Tensor) -> bool:
 
 
 def plain(x: Tensor) -> bool:
-    """Whether nothing but the compiled kernel could come of the operator for ``x``: the dispatcher, which takes 6 us, can be left out."""
-    if torch.compiler.is_compiling():
-        return False
-    return type(x) is Tensor and compiled(x) and _len_torch_dispatch_stack() == 0
+    """Whether the operator on ``x`` is the compiled kernel and nothing else: the dispatcher, of 6 us, can be left out."""
+    return not watched() and type(x) is Tensor and compiled(x)
+
+
+def watched() -> bool:
+    """Whether somebody traces, exports or counts the operations that run."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -83,7 +100,7 @@ _P, _I64, _I32, _F32 = native.P, native.I64, native.I32, native.F32
 class LifStruct(ctypes.Structure):
     """``Lif`` of csrc/lif.h."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, _I64) for name in ("T", "M", "x_step", "C", "inner", "norm_step")),
         *((name, _I32) for name in ("bf16", "hard", "refractory", "detach", "kind", "stream", "threads")),
         *((name, _F32) for name in ("decay", "threshold", "a", "b")),
@@ -118,7 +135,9 @@ def start(
     M = x.numel() if steps else x.numel() // max(T, 1)
     bf16 = x.dtype == torch.bfloat16
     stream = T * M * (2 if bf16 else 4) >= STREAM_BYTES
-    k = LifStruct(T, M, 0 if steps else M, C, inner, 0, bf16, hard, refractory, 0, 0, stream, native.threads(), decay, threshold)
+    k = LifStruct(
+        T, M, 0 if steps else M, C, inner, 0, bf16, hard, refractory, 0, 0, stream, native.threads(), decay, threshold
+    )
     k.x = x.data_ptr()
     return x, k
 
@@ -209,6 +228,14 @@ def lif_backward(
     return out
 
 
+def _gpu_forward(x: Tensor, *rest: Any) -> list[Tensor]:
+    return (triton_lif.forward if triton_lif.takes(x) else torch_forward)(x, *rest)
+
+
+def _gpu_backward(grad: Tensor, *rest: Any) -> list[Tensor]:
+    return (triton_lif.backward if triton_lif.takes(grad) else torch_backward)(grad, *rest)
+
+
 def _forward_shapes(
     x: Tensor, steps: int, v0: Tensor | None, quiet0: Tensor | None, decay: float, threshold: float,
     decays: Tensor | None, thresholds: Tensor | None, hard: bool, refractory: int, keep_h: bool, keep_state: bool, timed: bool,
@@ -230,9 +257,8 @@ def _backward_shapes(grad: Tensor, x: Tensor | None, steps: int, h: Tensor | Non
 
 
 _LIBRARY = torch.library.Library("snnrobust", "FRAGMENT")
-_NEURON = (
-    "Tensor? v0, Tensor? quiet0, float decay, float threshold, Tensor? decays, Tensor? thresholds, bool hard, int refractory"
-)
+_STATE = "Tensor? v0, Tensor? quiet0"
+_NEURON = f"{_STATE}, float decay, float threshold, Tensor? decays, Tensor? thresholds, bool hard, int refractory"
 _LIBRARY.define(
     f"lif_forward(Tensor x, int steps, {_NEURON}, bool keep_h, bool keep_state, bool timed) -> Tensor[]",
     tags=(torch.Tag.needs_fixed_stride_order,),
@@ -244,7 +270,7 @@ _LIBRARY.define(
 )
 _LIBRARY.impl("lif_forward", lif_forward, "CPU")
 _LIBRARY.impl("lif_backward", lif_backward, "CPU")
-_LIBRARY.impl("lif_forward", torch_forward, "CUDA")
-_LIBRARY.impl("lif_backward", torch_backward, "CUDA")
+_LIBRARY.impl("lif_forward", _gpu_forward, "CUDA")
+_LIBRARY.impl("lif_backward", _gpu_backward, "CUDA")
 _LIBRARY.impl("lif_forward", _forward_shapes, "Meta")
 _LIBRARY.impl("lif_backward", _backward_shapes, "Meta")

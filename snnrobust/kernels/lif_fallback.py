@@ -1,4 +1,4 @@
-"""LIF over a whole sequence in torch operations, for any device: same spikes and potentials as the compiled kernel, to the bit."""
+"""LIF over a whole sequence in torch operations, on any device: spikes and potentials of the compiled kernel, to the bit."""
 
 from __future__ import annotations
 
@@ -130,7 +130,11 @@ def backward(
     active = quiet > refractory if quiet is not None and refractory else None
     if active is not None:
         slope = slope * active
-    s = (h >= theta if active is None else (h >= theta) & active).to(h.dtype) if hard or of_decay or of_threshold else None
+    s = (
+        (h >= theta if active is None else (h >= theta) & active).to(h.dtype)
+        if hard or of_decay or of_threshold
+        else None
+    )
     grad = grad.to(h.dtype)
     plain = detach and not of_threshold
     # grad_h = slope * (grad + carried * feedback) + carried * kept, where carried is what reaches v_t from step t + 1

@@ -25,7 +25,7 @@ _FOLDER = Path(__file__).parent
 P, I64, I32, F32, U64 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_uint64
 
 
-class _Missing(Exception):
+class _MissingError(Exception):
     """Why there is no kernel library."""
 
 
@@ -34,30 +34,30 @@ def _library() -> tuple[ctypes.CDLL | None, str, str]:
     """The library, its instruction set, and what there is to say of it."""
     try:
         return _load(os.environ.get("SNNROBUST_KERNELS", ""))
-    except _Missing as missing:
+    except _MissingError as missing:
         return None, "", str(missing)
 
 
 def _load(wanted: str) -> tuple[ctypes.CDLL, str, str]:
     if wanted not in ("", "off", *ISAS):
-        raise _Missing(f"SNNROBUST_KERNELS is {wanted!r}, which is none of {', '.join(ISAS)} and off")
+        raise _MissingError(f"SNNROBUST_KERNELS is {wanted!r}, which is none of {', '.join(ISAS)} and off")
     if wanted == "off":
-        raise _Missing("switched off by SNNROBUST_KERNELS=off")
+        raise _MissingError("switched off by SNNROBUST_KERNELS=off")
     path = _FOLDER / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not path.exists():
-        raise _Missing("it was not built: install again where there is a C compiler")
+        raise _MissingError("it was not built: install again where there is a C compiler")
     try:
         library = ctypes.CDLL(str(path))
         library.snn_digest.restype = library.snn_threads.restype = ctypes.c_char_p
         digest, threading = library.snn_digest().decode(), library.snn_threads().decode()
         best = ISAS[library.snn_level()]
     except (OSError, AttributeError) as error:  # of another processor, or no kernel library at all
-        raise _Missing(f"{path.name} cannot be loaded on this machine ({error}): install again") from error
+        raise _MissingError(f"{path.name} cannot be loaded on this machine ({error}): install again") from error
     sources = sorted((_FOLDER / "csrc").glob("*.[ch]"))  # there in a checkout only
     if sources and digest != _digest(sources):
-        raise _Missing(f"{path.name} was built from other sources: install again (pip install -e .)")
+        raise _MissingError(f"{path.name} was built from other sources: install again (pip install -e .)")
     if wanted and ISAS.index(wanted) > ISAS.index(best):
-        raise _Missing(f"SNNROBUST_KERNELS asks for {wanted}, and this processor has {best}")
+        raise _MissingError(f"SNNROBUST_KERNELS asks for {wanted}, and this processor has {best}")
     isa = wanted or best
     return library, isa, f"compiled, {isa} ({threading})"
 

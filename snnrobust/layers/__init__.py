@@ -2,6 +2,7 @@
 
 from snnrobust.layers.bntt import BNTT
 from snnrobust.layers.chunked import Chunked
+from snnrobust.layers.event_driven import EventConv2d, EventLinear, EventReport, LayerChoice, event_driven
 from snnrobust.layers.normalise import Normalise
 from snnrobust.layers.readout import READOUTS, LastOutput, MeanMembrane, MeanOutput, Readout, SpikeCount
 from snnrobust.layers.residual import Concat, OrdinaryConcat, OrdinaryResidual, Residual
@@ -10,6 +11,7 @@ from snnrobust.layers.tdbn import TDBN
 from snnrobust.layers.tebn import TEBN
 
 __all__ = [
-    "BNTT", "READOUTS", "TDBN", "TEBN", "Chunked", "Concat", "LastOutput", "MeanMembrane", "MeanOutput", "Normalise", "OrdinaryConcat",
-    "OrdinaryResidual", "Readout", "Residual", "Sequential", "SpikeCount",
+    "BNTT", "READOUTS", "TDBN", "TEBN", "Chunked", "Concat", "EventConv2d", "EventLinear", "EventReport", "LastOutput",
+    "LayerChoice", "MeanMembrane", "MeanOutput", "Normalise", "OrdinaryConcat", "OrdinaryResidual", "Readout", "Residual",
+    "Sequential", "SpikeCount", "event_driven",
 ]  # fmt: skip

@@ -23,9 +23,9 @@ __all__ = ["Chunked"]
 class Chunked(Temporal):
     r"""``network`` over a sequence ``[T, B, *]``, in chunks of ``steps`` whose activations are not kept for the backward pass.
 
-    Outputs and gradients are those of ``network`` under the same draws. Kept are the states between chunks and the activations of one
-    chunk, which grow as :math:`T / c + c`, so :math:`\sqrt{T}` at best; the price is one more forward pass of all chunks but
-    the last. Without gradients the chunks save memory at no price.
+    Outputs and gradients are those of ``network`` under the same draws. Kept are the states between chunks and the activations
+    of one chunk, which grow as :math:`T / c + c`, so :math:`\sqrt{T}` at best; the price is one more forward pass of all
+    chunks but the last. Without gradients the chunks save memory at no price.
 
     Args:
         network: A temporal module, such as :class:`~snnrobust.layers.Sequential`.

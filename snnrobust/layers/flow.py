@@ -1,15 +1,17 @@
-"""How a :class:`~snnrobust.layers.Sequential` runs its parts: what is alike at all steps is computed once, time is folded into the
-batch around layers without memory, convolutions keep channels last, and normalisation and neurons run as one."""
+"""How a :class:`~snnrobust.layers.Sequential` runs its parts: what is alike at all steps is computed once, time is folded into
+the batch around layers without memory, convolutions keep channels last, and normalisation and neurons run as one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
 from snnrobust.kernels import native
+from snnrobust.kernels.layout import channels_last
+from snnrobust.kernels.lif import watched
+from snnrobust.kernels.pooling import avg_pool2d, max_pool2d
+from snnrobust.layers.event_driven import EventConv2d, EventLinear
 from snnrobust.layers.fused import fuses, hooked, lif_constants, run_fused
 from snnrobust.layers.normalise import Normalise
 from snnrobust.neurons.lif import lif_from, lif_shown
@@ -18,8 +20,9 @@ from snnrobust.temporal import State, Temporal
 __all__ = ["advance", "run"]
 
 _ALIKE = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
-    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.ReLU, nn.LayerNorm, nn.GroupNorm, Normalise,
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d,
+    nn.MaxPool3d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.ReLU, nn.LayerNorm,
+    nn.GroupNorm, Normalise, EventConv2d, EventLinear,
 )  # fmt: skip
 _OWN_FORWARDS = {kind.forward for kind in _ALIKE}
 """Of layers that give each sample the same, whatever else is in the batch, and draw nothing."""
@@ -27,9 +30,7 @@ _OWN_FORWARDS = {kind.forward for kind in _ALIKE}
 
 def run(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
     """The parts in order over a sequence ``[T, B, *]``."""
-    # Whoever traces, exports or counts operations is shown each step.
-    watched = torch.compiler.is_compiling() or _len_torch_dispatch_stack() > 0
-    flow = _Flow(x, watched)
+    flow = _Flow(x, watched())  # whoever watches is shown each step
     index = 0
     while index < len(parts):
         module = parts[index]
@@ -40,7 +41,7 @@ def run(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 def advance(parts: Sequence[nn.Module], x: Tensor, states: dict[int, State]) -> tuple[Tensor, dict[int, State]]:
     """The parts over some steps ``[t, B, *]``, on from their states by index; without any, from the zero state."""
-    flow, after = _Flow(x, torch.compiler.is_compiling() or _len_torch_dispatch_stack() > 0), {}
+    flow, after = _Flow(x, watched()), {}
     for index, module in enumerate(parts):
         if isinstance(module, Temporal | nn.RNNBase):
             after[index] = flow.go_on(module, states.get(index), fresh=not states)
@@ -118,12 +119,11 @@ class _Flow:
 
     def _plain(self, module: nn.Module, x: Tensor) -> Tensor:
         if not self.watched and isinstance(module, nn.Conv2d) and x.dim() == 4 and x.is_cpu and native.available():
-            x = _channels_last(x)
+            x = channels_last(x)
+        if not self.watched and not hooked(module):
+            if type(module) is nn.MaxPool2d and not module.return_indices and module.dilation in (1, (1, 1)):
+                return max_pool2d(x, module.kernel_size, module.stride, module.padding, module.ceil_mode)  # type: ignore[arg-type]
+            if type(module) is nn.AvgPool2d and module.divisor_override is None:
+                window = module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad
+                return avg_pool2d(x, *window)  # type: ignore[arg-type]
         return module(x)  # type: ignore[no-any-return]
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """``x`` ``[N, C, H, W]`` with its channels innermost, said by its strides for one channel too."""
-    if x.shape[1] == 1 and x.is_contiguous():
-        return x.view(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
-    return x.contiguous(memory_format=torch.channels_last)

@@ -34,7 +34,7 @@ def lif_constants(module: nn.Module) -> tuple[float | Tensor, float | Tensor] | 
 
 
 def fuses(norm: nn.Module, neuron: nn.Module, x: Tensor, steps: int) -> bool:
-    """Whether both run as one for ``x`` ``[T, B, C, *]``, or ``[B, C, *]`` at each of ``steps``. Bad input is left to the layers."""
+    """Whether both run as one for ``x`` ``[T, B, C, *]``, or ``[B, C, *]`` at each of ``steps``. Errors are the layers'."""
     axis = 1 if steps else 2
     if not compiled(x) or x.dim() <= axis or hooked(norm) or hooked(neuron) or lif_constants(neuron) is None:
         return False
@@ -42,7 +42,7 @@ def fuses(norm: nn.Module, neuron: nn.Module, x: Tensor, steps: int) -> bool:
     if in_kernel(neuron.surrogate)[0] == GIVEN or x.numel() == 0:  # type: ignore[arg-type]
         return False
     if type(norm) is BNTT:
-        alone, fits = B * prod(x.shape[axis + 1 :]), T <= norm.time_steps and features == norm.features
+        alone, fits = B * prod(x.shape[axis + 1 :]), norm.time_steps >= T and features == norm.features
     elif type(norm) is TDBN or (type(norm) in _BATCH_NORMS and norm.track_running_stats and norm.momentum is not None):
         alone, fits = T * B * prod(x.shape[axis + 1 :]), features == norm.num_features
         fits = fits and (type(norm) is TDBN or x.dim() - axis in _AXES[type(norm)])
@@ -65,10 +65,12 @@ def run_fused(norm: nn.Module, neuron: nn.Module, x: Tensor, steps: int) -> Tens
     if isinstance(norm, BNTT):
         gain, shift, mean, var = norm.weight[:T], None, norm.running_mean[:T], norm.running_var[:T]
     else:
-        gain, shift = (None if p is None else p[None] for p in (norm.weight, norm.bias))
-        gain = torch.ones_like(norm.running_mean)[None] if gain is None else gain  # type: ignore[arg-type]
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        gain = torch.ones_like(norm.running_mean)[None] if norm.weight is None else norm.weight[None]
+        shift = None if norm.bias is None else norm.bias[None]
         gain = gain * (norm.alpha * norm.threshold) if isinstance(norm, TDBN) else gain
-        mean, var = norm.running_mean[None], norm.running_var[None]  # type: ignore[index]
+        mean, var = norm.running_mean[None], norm.running_var[None]
     given = Norm(gain, shift, None if training else mean, None if training else var, norm.eps)
     s, batch_mean, batch_var = norm_lif(x, steps, given, *constants, rule)
     if training and momentum is not None:

@@ -19,6 +19,8 @@ from snnrobust.layers import (
     TDBN,
     TEBN,
     Concat,
+    EventConv2d,
+    EventLinear,
     Normalise,
     OrdinaryConcat,
     OrdinaryResidual,
@@ -80,6 +82,11 @@ def describe(module: nn.Module) -> dict[str, Any]:
     if type(module).__module__.startswith("snnrobust.hardware"):
         raise TypeError(
             "a model on a chip is not saved: save the original, and deploy it again with the same backend and seed"
+        )
+    if isinstance(module, EventConv2d | EventLinear):
+        raise TypeError(
+            "event-driven layers are chosen for a machine and its inputs and are not saved: save the original, "
+            "and call event_driven on it where it is used"
         )
     raise TypeError(
         f"{type(module).__name__} cannot be described: add its class to snnrobust.models.description.MODULES, "

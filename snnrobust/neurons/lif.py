@@ -121,7 +121,12 @@ def _timed(rule: _Rule) -> bool:
 
 
 def _rule(
-    decay: float | Tensor, threshold: float | Tensor, reset: Reset, surrogate: Surrogate, detach_reset: bool, refractory: int
+    decay: float | Tensor,
+    threshold: float | Tensor,
+    reset: Reset,
+    surrogate: Surrogate,
+    detach_reset: bool,
+    refractory: int,
 ) -> _Rule:
     check_rule(reset, surrogate, detach_reset, refractory)
     within("decay", decay, 1.0)
@@ -156,7 +161,7 @@ class _LIF(torch.autograd.Function):
         kind, _, _ = kernel = in_kernel(rule.surrogate)
         timed = _timed(rule)
         (beta, betas), (theta, thetas) = _split(decay), _split(threshold)
-        keep_h = any(ctx.needs_input_grad) and saves(x, kind)
+        keep_h = any(ctx.needs_input_grad) and saves(x, steps, kind)
         if _exporting():  # an exported program holds torch operations alone, and runs where this package is not
             return (_traced(x.expand(steps, *x.shape) if steps else x, decay, threshold, rule.hard, rule.refractory),)
         forward = lif_forward if plain(x) else torch.ops.snnrobust.lif_forward.default
@@ -185,7 +190,7 @@ class _LIF(torch.autograd.Function):
         slope = None
         if kind == GIVEN:
             slope = _slope(h, quiet0, decay, threshold, thresholds, rule)
-        of_v0, of_decay, of_threshold = ctx.needs_input_grad[2], *ctx.needs_input_grad[4:6]
+        of_v0, of_decay, of_threshold = (bool(ctx.needs_input_grad[i]) for i in (2, 4, 5))
         backward = lif_backward if plain(grad) else torch.ops.snnrobust.lif_backward.default
         found = backward(
             grad, x, steps, h, slope, grad_v, v0, quiet0, decay, threshold, decays, thresholds,
@@ -199,10 +204,14 @@ class _LIF(torch.autograd.Function):
         return found[0], None, of[0], None, of[1], of[2], None, None
 
 
-def _slope(h: Tensor, quiet0: Tensor | None, decay: float, threshold: float, thresholds: Tensor | None, rule: _Rule) -> Tensor:
+def _slope(
+    h: Tensor, quiet0: Tensor | None, decay: float, threshold: float, thresholds: Tensor | None, rule: _Rule
+) -> Tensor:
     """ds/dh by a surrogate that no kernel knows."""
     if rule.surrogate.timed:
-        return rule.surrogate.derivative(steps_since_spike(h, quiet0, threshold, thresholds, rule.refractory).to(h.dtype))
+        return rule.surrogate.derivative(
+            steps_since_spike(h, quiet0, threshold, thresholds, rule.refractory).to(h.dtype)
+        )
     theta = threshold if thresholds is None else along_channels("threshold", thresholds, h[0])
     return rule.surrogate.derivative(h - theta)
 

@@ -23,8 +23,8 @@ NEURONS: dict[str, type[Neuron]] = {}
 
 
 class Membrane(NamedTuple):
-    """State of a neuron: the potential after the reset, ``[B, *]`` (float32 for inputs of 16 bits), and, where a refractory period or the surrogate needs it,
-    the number of steps since the last spike."""
+    """State of a neuron: the potential after the reset, ``[B, *]`` (float32 for inputs of 16 bits), and, where a refractory
+    period or the surrogate needs it, the number of steps since the last spike."""
 
     v: Tensor
     quiet: Tensor | None

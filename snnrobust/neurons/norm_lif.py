@@ -21,8 +21,8 @@ class Norm(NamedTuple):
 
     Attributes:
         gain, shift: :math:`g` and :math:`b` (or None), ``[T, C]``, or ``[1, C]`` for all steps alike.
-        mean, var: :math:`\mu` and :math:`\sigma^2`, likewise; None for those of this batch, at each step where ``gain`` has T rows and
-            over all steps where it has one.
+        mean, var: :math:`\mu` and :math:`\sigma^2`, likewise; None for those of this batch, at each step where ``gain`` has
+            T rows and over all steps where it has one.
         eps: :math:`\epsilon`.
     """
 
@@ -94,7 +94,9 @@ class _NormLIF(torch.autograd.Function):
                 setattr(k, name, made.data_ptr())
         if k.M:
             run("lif_backward", k)
-        first, second = (None, None) if sums is None else sums.sum(0).unbind(-1)  # of grad_h, and of grad_h * (x - mean)
+        first, second = (
+            (None, None) if sums is None else sums.sum(0).unbind(-1)
+        )  # of grad_h, and of grad_h * (x - mean)
         of_x = of_h
         if ctx.of_batch and first is not None and second is not None:
             of_x = _through_statistics(k, x, steps, of_h, scale, rstd, first, second)
@@ -104,8 +106,6 @@ class _NormLIF(torch.autograd.Function):
             of_x, None, (second * rstd).to(gain.dtype) if second is not None and of_gain else None,
             first.to(gain.dtype) if first is not None and of_shift else None, None, None, None, *of_constants, None,
         )  # fmt: skip
-
-
 
 
 def _prepared(

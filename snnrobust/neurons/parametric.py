@@ -78,7 +78,9 @@ class PLIF(Neuron):
     def step(self, x_t: Tensor, state: Membrane) -> tuple[Tensor, Membrane]:
         decay = along_channels("decay", self.decay, x_t)
         current = heard(self._current(continues(x_t, state.v), decay), state.quiet, self.refractory)
-        return self._fire(state.v * decay + current, along_channels("threshold", self.threshold, x_t), state.quiet, x_t.dtype)
+        return self._fire(
+            state.v * decay + current, along_channels("threshold", self.threshold, x_t), state.quiet, x_t.dtype
+        )
 
     def extra_repr(self) -> str:
         own = f"decay={shown(self.start['decay'])}, features={self.features}" + ", decay_input=True" * self.decay_input

@@ -172,7 +172,7 @@ _KERNELS: dict[Callable[..., Tensor], Callable[[Any], tuple[int, float, float]]]
 
 
 def in_kernel(surrogate: Surrogate) -> tuple[int, float, float]:
-    """Its number in the compiled kernels and two constants; number 9 for one that they do not know, whose slopes they are given."""
+    """Its number in the compiled kernels and two constants; ``GIVEN`` for one that they do not know and are given slopes of."""
     constants = _KERNELS.get(type(surrogate).derivative)
     return (GIVEN, 0.0, 0.0) if constants is None else constants(surrogate)
 

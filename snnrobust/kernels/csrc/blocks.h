@@ -58,24 +58,41 @@ SNN_INLINE void store(void *to, int64_t at, const float *restrict from, int64_t 
 
 /* ---- constants along channels -------------------------------------------------------------------------------- */
 
-/* Elements at, at + 1, ... that lie in one row: of one channel (inner > 1), or of consecutive channels (inner = 1). */
-SNN_INLINE int64_t row(const Lif *k, int64_t at, int64_t n, int64_t *channel) {
+/* Elements from `at` on come in rows: of one channel (inner > 1), or of consecutive channels (inner = 1). A division for each row
+ * would take longer than a short row itself, so a walk divides once. */
+typedef struct {
+    int64_t channel, left; /* of the row at hand */
+} Walk;
+
+SNN_INLINE Walk walk(const Lif *k, int64_t at) {
     if (k->inner == 1) {
-        *channel = at % k->C;
-        return smaller(n, k->C - *channel);
+        const int64_t c = at % k->C;
+        return (Walk){c, k->C - c};
     }
-    *channel = at / k->inner % k->C;
-    return smaller(n, k->inner - at % k->inner);
+    const int64_t row = at / k->inner;
+    return (Walk){row % k->C, k->inner - (at - row * k->inner)};
+}
+
+/* Go on to the next row, if the one at hand is done. */
+SNN_INLINE void next_row(const Lif *k, Walk *w, int64_t part) {
+    w->left -= part;
+    if (w->left) return;
+    if (k->inner == 1) {
+        *w = (Walk){0, k->C};
+    } else {
+        w->channel = w->channel + 1 == k->C ? 0 : w->channel + 1;
+        w->left = k->inner;
+    }
 }
 
 static inline void spread(const Lif *k, const float *values, int64_t at, int64_t n, float *restrict to) {
-    int64_t channel;
-    for (int64_t i = 0, part; i < n; i += part) {
-        part = row(k, at + i, n - i, &channel);
+    Walk w = walk(k, at);
+    for (int64_t i = 0, part; i < n; i += part, next_row(k, &w, part)) {
+        part = smaller(n - i, w.left);
         if (k->inner == 1)
-            memcpy(to + i, values + channel, (size_t)part * sizeof(float));
+            memcpy(to + i, values + w.channel, (size_t)part * sizeof(float));
         else
-            for (int64_t j = 0; j < part; j++) to[i + j] = values[channel];
+            for (int64_t j = 0; j < part; j++) to[i + j] = values[w.channel];
     }
 }
 
@@ -83,9 +100,10 @@ static inline void spread(const Lif *k, const float *values, int64_t at, int64_t
 static inline void normalise(const Lif *k, int64_t t, const float *x, int64_t at, int64_t n, float *y) {
     const float *mean = k->mean + t * k->norm_step, *scale = k->scale + t * k->norm_step;
     const float *bias = k->bias ? k->bias + t * k->norm_step : 0;
-    int64_t c;
-    for (int64_t i = 0, part; i < n; i += part) {
-        part = row(k, at + i, n - i, &c);
+    Walk w = walk(k, at);
+    for (int64_t i = 0, part; i < n; i += part, next_row(k, &w, part)) {
+        part = smaller(n - i, w.left);
+        const int64_t c = w.channel;
         const float *xi = x + i;
         float *yi = y + i;
         if (k->inner == 1) {
@@ -109,9 +127,10 @@ static inline void normalise(const Lif *k, int64_t t, const float *x, int64_t at
 /* grad *= scale, of a block. */
 static inline void rescale(const Lif *k, int64_t t, float *restrict grad, int64_t at, int64_t n) {
     const float *scale = k->scale + t * k->norm_step;
-    int64_t c;
-    for (int64_t i = 0, part; i < n; i += part) {
-        part = row(k, at + i, n - i, &c);
+    Walk w = walk(k, at);
+    for (int64_t i = 0, part; i < n; i += part, next_row(k, &w, part)) {
+        part = smaller(n - i, w.left);
+        const int64_t c = w.channel;
         if (k->inner == 1) {
             SNN_SIMD for (int64_t j = 0; j < part; j++) grad[i + j] *= scale[c + j];
         } else {
@@ -128,12 +147,13 @@ static inline void accumulate(
 ) {
     const float *mean = k->mean + t * k->norm_step;
     double *to = sums + 2 * t * k->norm_step;
-    int64_t c;
+    Walk w = walk(k, at);
     if (k->inner == 1) {
         float *restrict first = part_sums, *restrict second = part_sums + k->C;
         if (n >= k->C) memset(part_sums, 0, (size_t)(2 * k->C) * sizeof(float));
-        for (int64_t i = 0, part; i < n; i += part) {
-            part = row(k, at + i, n - i, &c);
+        for (int64_t i = 0, part; i < n; i += part, next_row(k, &w, part)) {
+            part = smaller(n - i, w.left);
+            const int64_t c = w.channel;
             const float *restrict g = grad + i, *restrict xi = x + i, *restrict m = mean + c;
             if (n >= k->C) {
                 SNN_SIMD for (int64_t j = 0; j < part; j++) {
@@ -154,8 +174,9 @@ static inline void accumulate(
             }
         return;
     }
-    for (int64_t i = 0, part; i < n; i += part) {
-        part = row(k, at + i, n - i, &c);
+    for (int64_t i = 0, part; i < n; i += part, next_row(k, &w, part)) {
+        part = smaller(n - i, w.left);
+        const int64_t c = w.channel;
         const float *restrict g = grad + i, *restrict xi = x + i;
         const float m = mean[c];
         float first = 0, second = 0;
