@@ -47,13 +47,14 @@ def speeds(results: Sequence[Result]) -> Figure | None:
     figure = figures.figure(9.0, 1.2 + 0.42 * len(verdicts))
     axes = figure.subplots()
     labels = []
+    left = min(0.5, *(0.5 * v.ratio for _, v in verdicts if v.ratio))
     for y, (_, verdict) in enumerate(verdicts):
         ratio, target = verdict.ratio, verdict.target
         assert ratio is not None
         low, high = verdict.quartiles or (ratio, ratio)
         axes.barh(y, ratio, height=0.62, color=figures.SERIES[0 if verdict.reached else 1])
         axes.plot([low, high], [y, y], color=figures.INK, linewidth=1.2)
-        axes.text(max(ratio, high) * 1.05, y, f"{ratio:.3g}x", va="center", color=figures.INK)
+        axes.text(1.06 * left, y, f"{ratio:.3g}x", va="center", color=figures.PAPER)
         axes.plot([target.wanted] * 2, [y - 0.42, y + 0.42], color=figures.INK, linewidth=2.4)
         if target.aim is not None:
             axes.plot([target.aim] * 2, [y - 0.42, y + 0.42], color=figures.MUTED, linewidth=1.6, linestyle=":")
@@ -62,8 +63,8 @@ def speeds(results: Sequence[Result]) -> Figure | None:
     axes.invert_yaxis()
     _log(axes, "x", [0.5, 1, 2, 5, 10, 20, 50])
     axes.axvline(1.0, color=figures.MUTED, linewidth=1.0)
-    axes.set_xlabel(f"{OURS}: times as fast (line: target; dotted: aim; thin: quartiles)")
-    axes.set_xlim(0.5, 2 * max(v.ratio for _, v in verdicts if v.ratio))
+    axes.set_xlabel(f"{OURS}: times as fast\n(line: target, red bars miss it; dotted: aim; thin: quartiles)")
+    axes.set_xlim(left, 2 * max(v.ratio for _, v in verdicts if v.ratio))
     return figure
 
 
@@ -86,7 +87,8 @@ def limit(results: Sequence[Result]) -> Figure | None:
     axes.set_xticks(range(len(found)), labels)
     axes.set_xlabel("T, batch, ...")
     axes.set_ylabel("share of the memory limit")
-    axes.set_ylim(0, 1.05)
+    axes.set_ylim(0, 1.3)
+    axes.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     axes.legend(loc="upper left", ncols=3)
     return figure
 
@@ -100,7 +102,7 @@ def steps(results: Sequence[Result]) -> Figure | None:
     panels = figure.subplots(1, len(found), squeeze=False)[0]
     for axes, result in zip(panels, found, strict=True):
         case = result.case
-        for i, (label, chunked) in enumerate((("whole sequence", False), ("in chunks of about the root of T", True))):
+        for i, (label, chunked) in enumerate((("whole sequence", False), ("in chunks", True))):
             names = [n for n in case.contenders if n in result.samples and ("chunks" in n) == chunked]
             if names:
                 at, cost = zip(*((case.at[n], case.scale * result.median(n)) for n in names), strict=True)
@@ -110,6 +112,8 @@ def steps(results: Sequence[Result]) -> Figure | None:
                     axes.plot(at, line, color=figures.MUTED, linestyle=":", label="linear in T")
         _log(axes, "x", sorted(set(case.at.values())))
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")  # without mathematics
+        axes.yaxis.set_minor_formatter(lambda value, position: "")
         axes.set_xlabel("T")
         axes.set_ylabel("peak memory in MiB" if result.clock == "peak" else f"{result.clock} time in {case.unit}")
         axes.legend(loc="upper left")

@@ -53,7 +53,7 @@ def _case(architecture: Architecture, steps: int, wanted: float, wanted_bf16: fl
         unit="ms a step",
         scale=1e3 / steps,
         remarks=(
-            f"Forward, backward and Adam; same weights and data; {steps} steps a call, in one plain loop, but for BPTT.fit,",
+            f"Forward, backward and Adam; same weights and data; {steps} of them a call, in one plain loop, but for BPTT.fit,",
             "which also checks its input and records a history. bf16: the forward pass under torch.autocast.",
             f"{OURS} and {JELLY} have equal losses in float64 (checked). {SNNTORCH} normalises each step by itself, and",
             "by default resets one step later. Targets of both precisions are beside its float32.",

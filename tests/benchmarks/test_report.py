@@ -82,7 +82,6 @@ def test_a_page_is_rewritten_between_its_markers(made_up, tmp_path):
         f"before\n{BEGIN}\nMeasured 2026-11-24. processor: Z80; allocator: MALLOC_X=1; load while it ran: 0.5"
     )
     assert text.endswith(f"over the spike rate.](images/performance-rates.png)\n{END}\nafter\n")
-    assert "- small, beside peer: missed by 150 %" in text
     assert "| fast | snnrobust | peer | >= 2x | >= 5x | 4x | 4 – 4 | reached |" in text
     assert "**a\\|b**" in text
     assert "| other | not measured |  |  |" in text
