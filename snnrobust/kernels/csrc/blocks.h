@@ -140,53 +140,45 @@ static inline void rescale(const Lif *k, int64_t t, float *restrict grad, int64_
     }
 }
 
-/* Add grad and grad * (x - mean) of a block to the sums of its channels; `part_sums` has room for [2, C] floats. */
+/* Add grad and grad * (x - mean) of a block to `part`, [2, C]: single precision will do for some ten thousand elements. */
 static inline void accumulate(
-    const Lif *k, int64_t t, const float *restrict grad, const float *restrict x, int64_t at, int64_t n,
-    double *restrict sums, float *restrict part_sums
+    const Lif *k, int64_t t, const float *restrict grad, const float *restrict x, int64_t at, int64_t n, float *restrict part_sums
 ) {
     const float *mean = k->mean + t * k->norm_step;
-    double *to = sums + 2 * t * k->norm_step;
+    float *restrict first = part_sums, *restrict second = part_sums + k->C;
     Walk w = walk(k, at);
-    if (k->inner == 1) {
-        float *restrict first = part_sums, *restrict second = part_sums + k->C;
-        if (n >= k->C) memset(part_sums, 0, (size_t)(2 * k->C) * sizeof(float));
-        for (int64_t i = 0, part; i < n; i += part, next_row(k, &w, part)) {
-            part = smaller(n - i, w.left);
-            const int64_t c = w.channel;
-            const float *restrict g = grad + i, *restrict xi = x + i, *restrict m = mean + c;
-            if (n >= k->C) {
-                SNN_SIMD for (int64_t j = 0; j < part; j++) {
-                    first[c + j] += g[j];
-                    second[c + j] += g[j] * (xi[j] - m[j]);
-                }
-            } else {
-                for (int64_t j = 0; j < part; j++) {
-                    to[2 * (c + j)] += g[j];
-                    to[2 * (c + j) + 1] += g[j] * (xi[j] - m[j]);
-                }
-            }
-        }
-        if (n >= k->C)
-            for (int64_t j = 0; j < k->C; j++) {
-                to[2 * j] += first[j];
-                to[2 * j + 1] += second[j];
-            }
-        return;
-    }
     for (int64_t i = 0, part; i < n; i += part, next_row(k, &w, part)) {
         part = smaller(n - i, w.left);
         const int64_t c = w.channel;
         const float *restrict g = grad + i, *restrict xi = x + i;
-        const float m = mean[c];
-        float first = 0, second = 0;
-        _Pragma("omp simd reduction(+:first, second)") for (int64_t j = 0; j < part; j++) {
-            first += g[j];
-            second += g[j] * (xi[j] - m);
+        if (k->inner == 1) {
+            const float *restrict m = mean + c;
+            float *restrict f = first + c, *restrict s = second + c;
+            SNN_SIMD for (int64_t j = 0; j < part; j++) {
+                f[j] += g[j];
+                s[j] += g[j] * (xi[j] - m[j]);
+            }
+        } else {
+            const float m = mean[c];
+            float f = 0, s = 0;
+            _Pragma("omp simd reduction(+:f, s)") for (int64_t j = 0; j < part; j++) {
+                f += g[j];
+                s += g[j] * (xi[j] - m);
+            }
+            first[c] += f;
+            second[c] += s;
         }
-        to[2 * c] += first;
-        to[2 * c + 1] += second;
     }
+}
+
+/* Move `part_sums` to the sums in double precision of step t. */
+static inline void collect(const Lif *k, int64_t t, double *restrict sums, float *restrict part_sums) {
+    double *restrict to = sums + 2 * t * k->norm_step;
+    for (int64_t c = 0; c < k->C; c++) {
+        to[2 * c] += part_sums[c];
+        to[2 * c + 1] += part_sums[k->C + c];
+    }
+    memset(part_sums, 0, (size_t)(2 * k->C) * sizeof(float));
 }
 
 #endif

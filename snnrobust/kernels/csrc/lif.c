@@ -72,6 +72,7 @@ static int make_room(Room *r, const Lif *k, int64_t tile, int backward, int time
     r->h = p;
     r->q = p += steps * tile;
     r->part_sums = p + counted * tile;
+    if (k->sums) memset(r->part_sums, 0, (size_t)(2 * k->C) * sizeof(float));
     return 1;
 }
 
@@ -294,7 +295,8 @@ static void backward_part(void *context, int64_t begin, int64_t end, int part) {
                 }
                 if (sums) {
                     const float *x = load(k->x, t * k->x_step + i0 + i, m, k->bf16, r->in);
-                    accumulate(k, t, out, x, i0 + i, m, sums, r->part_sums);
+                    accumulate(k, t, out, x, i0 + i, m, r->part_sums);
+                    if (i + m == n) collect(k, t, sums, r->part_sums);
                 }
                 if (scaled) rescale(k, t, out, i0 + i, m);
                 if (constant && !k->unscaled) {

@@ -7,11 +7,14 @@ typedef struct {
     int *failed;
 } Job;
 
+/* Blocks whose sums single precision holds. */
+enum { TOGETHER = 32 };
+
 static void moments_part(void *context, int64_t begin, int64_t end, int part) {
     const Job *job = context;
     const Lif *k = job->k;
     float in[BLOCK], centred[BLOCK];
-    float *part_sums = malloc((size_t)(2 * k->C) * sizeof(float));
+    float *part_sums = calloc((size_t)(2 * k->C), sizeof(float));
     double *sums = k->sums + part * (2 * k->C * (k->norm_step ? k->T : 1));
     if (!part_sums) {
         *job->failed = 1;
@@ -21,7 +24,8 @@ static void moments_part(void *context, int64_t begin, int64_t end, int part) {
         const int64_t t = number / job->blocks, i = number % job->blocks * BLOCK, n = smaller(BLOCK, k->M - i);
         const float *x = load(k->x, t * k->x_step + i, n, k->bf16, in);
         normalise(k, t, x, i, n, centred);
-        accumulate(k, t, centred, x, i, n, sums, part_sums);
+        accumulate(k, t, centred, x, i, n, part_sums);
+        if (number + 1 == end || (number + 1) % job->blocks == 0 || (number + 1) % TOGETHER == 0) collect(k, t, sums, part_sums);
     }
     free(part_sums);
 }
@@ -35,27 +39,40 @@ SNN_EXPORT int SNN_NAME(norm_moments)(const Lif *k) {
     return failed;
 }
 
+/* to = grad * slope + (x - mean) * scale + bias, of a block. */
+static void combine(const Lif *k, int64_t t, const float *grad, const float *x, int64_t at, int64_t n, float *to) {
+    const int64_t row = t * k->norm_step;
+    Walk w = walk(k, at);
+    for (int64_t i = 0, part; i < n; i += part, next_row(k, &w, part)) {
+        part = smaller(n - i, w.left);
+        const int64_t c = row + w.channel;
+        const float *g = grad + i, *xi = x + i;
+        float *y = to + i;
+        if (k->inner == 1) {
+            const float *m = k->mean + c, *a = k->slope + c, *b = k->scale + c, *o = k->bias + c;
+            SNN_SIMD for (int64_t j = 0; j < part; j++) y[j] = g[j] * a[j] + (xi[j] - m[j]) * b[j] + o[j];
+        } else {
+            const float m = k->mean[c], a = k->slope[c], b = k->scale[c], o = k->bias[c];
+            SNN_SIMD for (int64_t j = 0; j < part; j++) y[j] = g[j] * a + (xi[j] - m) * b + o;
+        }
+    }
+}
+
 static void backward_part(void *context, int64_t begin, int64_t end, int part) {
     (void)part;
     const Job *job = context;
     const Lif *k = job->k;
     const int constant = k->x_step == 0;
-    float in[BLOCK], own[BLOCK], through[BLOCK], out[BLOCK], sum[BLOCK], slopes[BLOCK], offsets[BLOCK];
+    float in[BLOCK], own[BLOCK], out[BLOCK], sum[BLOCK];
     for (int64_t number = begin; number < end; number++) {
         const int64_t t0 = constant ? 0 : number / job->blocks, t1 = constant ? k->T : t0 + 1;
         const int64_t i = number % job->blocks * BLOCK, n = smaller(BLOCK, k->M - i);
         if (constant) memset(sum, 0, sizeof sum);
         for (int64_t t = t0; t < t1; t++) {
-            const int64_t row_of = t * k->norm_step;
             const float *x = load(k->x, t * k->x_step + i, n, k->bf16, in);
             const float *grad = load(k->grad, t * k->M + i, n, k->bf16, own);
-            Lif own_scale = *k;
-            own_scale.bias = 0;
-            normalise(&own_scale, t, x, i, n, through); /* (x - mean) * scale, where scale is the way back through the variance */
-            spread(k, k->slope + row_of, i, n, slopes);
-            spread(k, k->bias + row_of, i, n, offsets);
             float *to = constant || k->bf16 || k->stream ? out : (float *)k->grad_x + t * k->M + i;
-            SNN_SIMD for (int64_t j = 0; j < n; j++) to[j] = grad[j] * slopes[j] + through[j] + offsets[j];
+            combine(k, t, grad, x, i, n, to);
             if (constant) {
                 SNN_SIMD for (int64_t j = 0; j < n; j++) sum[j] += out[j];
             } else {
