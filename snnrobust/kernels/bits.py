@@ -92,9 +92,10 @@ def packed_spikes(smallest: int = SMALLEST) -> Iterator[None]:
         # A leaf, such as a weight, lives on anyway.
         if x.dtype not in _ONES or x.numel() < smallest or type(x) is not Tensor or (x.is_leaf and x.requires_grad):
             return _Kept(x)
-        known, version, spikes = packed.get(id(x), (None, 0, None))
-        if known is not None and known() is x and version == x._version and (old := spikes()) is not None:
-            return old
+        if (found := packed.get(id(x))) is not None:
+            of, version, spikes = found
+            if of() is x and version == x._version and (old := spikes()) is not None:
+                return old
         bits = pack(x)
         if bits is None:
             return _Kept(x)
