@@ -18,6 +18,8 @@ from snnrobust.kernels.native import I32, P
 __all__ = ["avg_pool2d", "max_pool2d"]
 
 Pair = tuple[int, int]
+SMALLEST = 16384
+"""Values of the smallest input for which the kernels pay for their call."""
 aten = torch.ops.aten
 
 _library = torch.library.Library("snnrobust", "FRAGMENT")
@@ -41,7 +43,7 @@ def max_pool2d(
 
     Args:
         x: ``[N, C, H, W]``. Contiguous or channels_last, float32 or bfloat16 and windows of at most 255 values have the kernel;
-            all else is given to ``F.max_pool2d``.
+            all else, and what is small, is given to ``F.max_pool2d``.
         kernel_size, stride, padding, ceil_mode: As there.
 
     Returns:
@@ -68,8 +70,8 @@ def avg_pool2d(
     .. math:: y_{ij} = \frac{1}{K L} \sum_{k, l} x_{i s + k, j s + l}
 
     Args:
-        x: ``[N, C, H, W]``. Contiguous or channels_last, float32 or bfloat16 have the kernel; all else is given to
-            ``F.avg_pool2d``.
+        x: ``[N, C, H, W]``. Contiguous or channels_last, float32 or bfloat16 have the kernel; all else, and what is
+            small, is given to ``F.avg_pool2d``.
         kernel_size, stride, padding, ceil_mode, count_include_pad: As there.
     """
     kernel, strides, pad = _windows(kernel_size, stride, padding)
@@ -137,7 +139,7 @@ def _fits(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool)
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and native.available()
-        and x.numel() > 0
+        and x.numel() >= max(SMALLEST, 1)
         and len(kernel) == len(stride) == len(padding) == 2
         and min(stride) > 0
         and 0 <= padding[0] <= kernel[0] // 2

@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +22,13 @@ LAYOUTS = {
     "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
     "every other": lambda x: x.repeat_interleave(2, 3)[..., ::2],
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_too() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pooling, "SMALLEST", 0)
+        yield
 
 
 def bits(x: Tensor) -> Tensor:
@@ -196,6 +203,14 @@ def test_large_windows_functional_transforms_and_mistakes() -> None:
         avg_pool2d(x, 2, padding=2)
 
 
+def test_small_inputs_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooling, "SMALLEST", 100)
+    name = "_MaxPoolBackward" if HAVE else "MaxPool2DWithIndicesBackward0"
+    assert type(max_pool2d(torch.rand(1, 1, 10, 10, requires_grad=True), 2).grad_fn).__name__ == name
+    small = max_pool2d(torch.rand(1, 1, 9, 10, requires_grad=True), 2)
+    assert type(small.grad_fn).__name__ == "MaxPool2DWithIndicesBackward0"
+
+
 def test_what_is_saved_is_one_byte_for_each_output() -> None:
     saved: list[Tensor] = []
     x = torch.rand(2, 3, 8, 8, requires_grad=True)
@@ -225,7 +240,9 @@ def test_a_compiled_function_is_whole() -> None:
 def test_every_instruction_set_gives_the_same_bits() -> None:
     code = """
 import hashlib, torch
+from snnrobust.kernels import pooling
 from snnrobust.kernels.pooling import avg_pool2d, max_pool2d
+pooling.SMALLEST = 0
 digest, generator = hashlib.sha256(), torch.Generator().manual_seed(0)
 for shape in [(2, 3, 28, 28), (1, 2, 9, 37), (2, 5, 6, 140)]:
     for dtype in (torch.float32, torch.bfloat16):
