@@ -22,13 +22,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks import harness, peers
+from benchmarks import harness, networks, peers
+from benchmarks.environment import environment as where
 from benchmarks.harness import OURS, DisagreementError
-from benchmarks.peers import DECAY, JELLY, SLOPE, THRESHOLD, TIME_STEPS
-from snnrobust import SpikingClassifier, draws
-from snnrobust.encoders import Direct
+from benchmarks.peers import DECAY, JELLY, SLOPE, THRESHOLD
+from snnrobust import draws
 from snnrobust.kernels import triton_lif, triton_philox
-from snnrobust.layers import MeanOutput, Sequential
 from snnrobust.neurons.surrogate import ATan, in_kernel
 
 __all__ = ["SHAPES", "check", "lif_forward_backward", "main", "measure", "turns"]
@@ -36,6 +35,8 @@ __all__ = ["SHAPES", "check", "lif_forward_backward", "main", "measure", "turns"
 SHAPES = ((8, 64, 4096), (16, 64, 4096), (32, 64, 4096), (8, 64, 64, 16, 16), (16, 64, 64, 16, 16))
 TARGET = 0.8
 """Of the copy bandwidth, for LIF forward and backward."""
+BATCH = 64
+"""Of training steps."""
 
 Call = Callable[[], object]
 Clock = Callable[[Call, int], float]
@@ -246,56 +247,17 @@ def _step(model: nn.Module, x: Tensor, y: Tensor) -> Call:
     return step
 
 
-def _vgg6() -> list[list[nn.Module]]:
-    """Stateless layers between neurons: six convolutions with batch normalisation, and a linear layer."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        groups: list[list[nn.Module]] = [[]]
-        before = 3
-        for width in (64, 64, 128, 128, 256, 256):
-            groups[-1] += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
-            pool = before == width  # after the second of each width
-            groups.append([nn.AvgPool2d(2)] if pool else [])
-            before = width
-        groups[-1] += [nn.Flatten(), nn.Linear(256 * 4 * 4, 10)]
-    return groups
-
-
-def _ours(groups: list[list[nn.Module]]) -> nn.Module:
-    layers = [layer for group in groups for layer in (*group, peers.our_lif())][:-1]
-    return SpikingClassifier(Direct(TIME_STEPS), Sequential(*layers), MeanOutput())
-
-
-class _Jelly(nn.Module):
-    def __init__(self, groups: list[list[nn.Module]]) -> None:
-        from spikingjelly.activation_based import functional, layer
-
-        super().__init__()
-        layers = [module for group in groups for module in (layer.SeqToANNContainer(*group), peers.jelly_lif())][:-1]
-        self.network, self.reset = nn.Sequential(*layers), functional.reset_net
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.reset(self.network)
-        y: Tensor = self.network(x.expand(TIME_STEPS, *x.shape))
-        return y.mean(0)
-
-
 def training(device: torch.device) -> Iterator[tuple[str, dict[str, Call]]]:
     """A training step, forward, backward and Adam, of each network."""
-    generator = torch.Generator().manual_seed(0)
-    colours = torch.rand(64, 3, 32, 32, generator=generator), torch.randint(0, 10, (64,), generator=generator)
-    networks: tuple[tuple[str, Callable[[], nn.Module], Callable[[], nn.Module], tuple[Tensor, Tensor]], ...] = (
-        ("small conv SNN", peers.our_network, peers.jelly_network, peers.batch(64)),
-        ("VGG-6 at 32 x 32", lambda: _ours(_vgg6()), lambda: _Jelly(_vgg6()), colours),
-    )
-    for name, ours, theirs, data in networks:
-        x, y = (tensor.to(device) for tensor in data)
+    for architecture in (networks.SMALL, networks.VGG6):
+        ours, theirs = (partial(make, architecture) for make in (networks.ours, networks.jelly))
+        x, y = (tensor.to(device) for tensor in networks.batch(architecture, BATCH))
         calls = {f"{OURS}, LIF": _step(ours().to(device), x, y)}
         if peers.optional(theirs) is not None:
             _same_start(ours().to(device), theirs().to(device), x, y)
             for backend, use in jelly_backends(device).items():
                 calls[f"{JELLY}, {backend}"] = partial(_using, use, _step(theirs().to(device), x, y))
-        yield f"Training step, {name}, T = {TIME_STEPS}, batch of 64", calls
+        yield f"Training step, {architecture.name}, T = {architecture.time_steps}, batch of {BATCH}", calls
 
 
 @torch.no_grad()
@@ -355,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
     environment = {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
-    environment |= harness.environment((*peers.PACKAGES, "triton"))
+    environment |= where((*peers.PACKAGES, "triton"))
     console.print(", ".join(f"{name}: {value}" for name, value in environment.items()))
     for shape in ((5, 3, 1000), *SHAPES[:1], *SHAPES[3:4]):
         check(shape, device)

@@ -158,8 +158,6 @@ def _block(results: Sequence[Result], environment: Mapping[str, Any]) -> str:
         "",
         *_markdown((*HEADINGS[:-1], "verdict"), [_cells(v) for v in _verdicts(results)]),
     ]
-    missed = [v for v in _verdicts(results) if not v.reached]
-    lines += ["", *(f"- {_escape(f'{v.target.row}, beside {v.reference}: {v.sentence}')}" for v in missed)]
     lines += ["", "<details><summary>Every contender</summary>"]
     for result in results:
         case = result.case
