@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +67,7 @@ class Chunked(Temporal):
         chunks, again = x.split(size), held(self.network)
         state, outputs = self.network.initial_state(x[0]), []
         for index, chunk in enumerate(chunks):
-            run = _Chunk(self.network, lambda index=index: again(index))
+            run = _Chunk(self.network, partial(again, index))
             if torch.is_grad_enabled() and index < len(chunks) - 1:
                 y, state = checkpoint(run, chunk, state, use_reentrant=False)
             else:
@@ -86,23 +88,38 @@ class Chunked(Temporal):
 
 
 class _Chunk:
-    """A chunk under its draws; from the second time on, running statistics stay as they are."""
+    """A chunk under its draws; from the second time on in the modes of the first, and running statistics stay as they are."""
 
-    def __init__(self, network: Temporal, draws: object) -> None:
-        self.network, self.draws, self.ran = network, draws, False
+    def __init__(self, network: Temporal, draws: Callable[[], AbstractContextManager[None]]) -> None:
+        self.network, self.draws, self.ran, self.modes = network, draws, False, _modes(network)
 
     def __call__(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         first, self.ran = not self.ran, True
-        with self.draws(), nullcontext() if first else _buffers_kept(self.network):  # type: ignore[operator]
+        with self.draws(), nullcontext() if first else _again(self.network, self.modes):
             return self.network.advance(x, state)
 
 
+_Modes = list[tuple[nn.Module, dict[str, Any]]]
+
+
+def _modes(network: nn.Module) -> _Modes:
+    """What may be set between the forward and the backward pass: whether modules train, and their surrogates."""
+    return [
+        (m, {name: vars(m)[name] for name in ("training", "surrogate") if name in vars(m)}) for m in network.modules()
+    ]
+
+
 @contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    before = [(b, b.clone()) for m in module.modules() if m.training for b in m.buffers(recurse=False)]
+def _again(network: nn.Module, modes: _Modes) -> Iterator[None]:
+    """Inside, modules are in ``modes``; afterwards modes and buffers are as they were before."""
+    now = _modes(network)
+    for module, mode in modes:
+        vars(module).update(mode)
+    buffers = [(b, b.clone()) for m in network.modules() if m.training for b in m.buffers(recurse=False)]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
+        for module, mode in now:
+            vars(module).update(mode)
+        for buffer, value in buffers:
+            buffer.data.copy_(value)  # unnoticed by autograd: other graphs have saved this buffer, which ends as it was

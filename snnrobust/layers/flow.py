@@ -27,6 +27,7 @@ _ALIKE = (
 )  # fmt: skip
 _OWN_FORWARDS = {kind.forward for kind in _ALIKE}
 """Of layers that give each sample the same, whatever else is in the batch, and draw nothing."""
+_OWN_HELPERS = {None, *(kind._conv_forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d))}
 
 
 def run(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class _Flow:
 
     def __init__(self, x: Tensor, watched: bool) -> None:
         self.steps, self.watched, self.folded = x.shape[0], watched, False
-        self.alike = not watched and self.steps > 1 and x.stride(0) == 0 and x.numel() > 0
+        self.alike = not watched and self.steps > 1 and x.stride(0) == 0 and x.numel() > 0 and not _asked(x)
         self.x = x[0] if self.alike else x
 
     def sequence(self) -> Tensor:
@@ -84,7 +85,7 @@ class _Flow:
             return True
         if isinstance(module, Temporal | nn.RNNBase):
             self._temporal(module)
-        elif self.alike and type(module).forward in _OWN_FORWARDS and not hooked(module):
+        elif self.alike and _samplewise(module) and not hooked(module):
             self.x = self._plain(module, self.x)
         else:
             self.x = self._plain(module, self.batch())
@@ -133,3 +134,13 @@ class _Flow:
                 window = module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad
                 return avg_pool2d(x, *window)
         return module(x)  # type: ignore[no-any-return]
+
+
+def _samplewise(module: nn.Module) -> bool:
+    kind = type(module)
+    return kind.forward in _OWN_FORWARDS and getattr(kind, "_conv_forward", None) in _OWN_HELPERS
+
+
+def _asked(x: Tensor) -> bool:
+    """Whether the gradient of ``x`` itself is asked for, which is another at each step though the steps are alike."""
+    return x.requires_grad and (x.is_leaf or x.retains_grad or bool(x._backward_hooks))

@@ -18,6 +18,7 @@ from snnrobust.layers import (
     READOUTS,
     TDBN,
     TEBN,
+    Chunked,
     Concat,
     EventConv2d,
     EventLinear,
@@ -40,7 +41,8 @@ _TORCH: tuple[type[nn.Module], ...] = (
     nn.Flatten, nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Dropout, nn.Dropout2d, nn.LSTM, nn.GRU, nn.RNN,
 )  # fmt: skip
 _OURS: tuple[type[nn.Module], ...] = (
-    BNTT, TDBN, TEBN, Normalise, Recurrent, Residual, Concat, OrdinaryResidual, OrdinaryConcat, SpikingClassifier, EarlyExit,
+    BNTT, TDBN, TEBN, Normalise, Recurrent, Residual, Concat, OrdinaryResidual, OrdinaryConcat, Chunked, SpikingClassifier,
+    EarlyExit,
 )  # fmt: skip
 
 MODULES: dict[str, type[nn.Module]] = {f"torch.{c.__name__}": c for c in _TORCH} | {c.__name__: c for c in _OURS}

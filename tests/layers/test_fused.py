@@ -66,7 +66,7 @@ def _both(network, x, monkeypatch, count=2):
             if off:
                 patch.setattr(flow, "fuses", lambda *_: False)
             else:
-                patch.setattr(flow, "run_fused", lambda *a: calls.append(a) or fused.run_fused(*a))
+                patch.setattr(flow, "run_fused", lambda *a, _calls=calls: _calls.append(a) or fused.run_fused(*a))
             for _ in range(count):
                 y = net(whole)
         weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
@@ -117,7 +117,7 @@ def test_batch_norm_1d_and_3d_and_features(monkeypatch):
         (nn.BatchNorm3d(C), (T, B, C, 2, 3, 2)),
     ):
         network = Sequential(norm, LIF(0.8))
-        (y, grads, state, calls), (slow, slow_grads, slow_state, _) = _both(network, torch.randn(shape), monkeypatch, 1)
+        (y, _, state, calls), (slow, _, slow_state, _) = _both(network, torch.randn(shape), monkeypatch, 1)
         assert len(calls) == 1
         assert (y != slow).float().mean() < 0.01
         for name in state:
@@ -156,7 +156,8 @@ def test_who_watches_sees_all_steps(place, monkeypatch):
 @pytest.mark.parametrize(
     ("norm", "shape"),
     [
-        (BNTT(C, T), (T, B, C + 1, 2)), (BNTT(C, T), (T + 1, B, C, 2)), (TDBN(C), (T, B, C - 1)), (nn.BatchNorm2d(C), (T, B, C, 2)),
+        (BNTT(C, T), (T, B, C + 1, 2)), (BNTT(C, T), (T + 1, B, C, 2)), (TDBN(C), (T, B, C - 1)),
+        (nn.BatchNorm2d(C), (T, B, C, 2)),
         (nn.BatchNorm2d(C), (T, B, C + 1, 2, 2)), (nn.BatchNorm1d(C), (T, B, C, 2, 2)), (BNTT(C, T), (T, B, C, 1, 2, 1, 2)),
         (TDBN(C), (T, B, C, 1, 2, 1, 2)), (BNTT(C, T), (T, B)), (BNTT(C, T), (T, 1, C)), (TDBN(C), (1, 1, C)),
         (nn.BatchNorm1d(C), (1, 1, C)), (BNTT(C, T), (T, 0, C)),

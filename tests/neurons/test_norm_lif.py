@@ -40,7 +40,9 @@ def _channels_last(x):
 
 
 @given(
-    st.sampled_from([(5, 3, 6, 4, 5), (5, 7, 6), (4, 2, 33, 9), (1, 2, 3, 2), (3, 1, 2, 30, 30), (2, 3, 600), (3, 2, 2, 3, 4, 2)]),
+    st.sampled_from(
+        [(5, 3, 6, 4, 5), (5, 7, 6), (4, 2, 33, 9), (1, 2, 3, 2), (3, 1, 2, 30, 30), (2, 3, 600), (3, 2, 2, 3, 4, 2)]
+    ),
     st.integers(0, 999), st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.booleans(),
     st.sampled_from([0, 2]), st.booleans(), st.booleans(), st.sampled_from([ATan(2.0), Triangle(0.5), SpikeTime(0.3, 0.2)]),
 )  # fmt: skip
@@ -49,7 +51,7 @@ def test_it_is_lif_of_the_normalised(
     shape, seed, last, constant, each_step, of_batch, bias, hard, refractory, detach, learn, surrogate
 ):
     torch.manual_seed(seed)
-    T, B, C = shape[:3]
+    T, _, C = shape[:3]
     x = torch.randn(shape[1:] if constant else shape) * 2 + 3
     x = _channels_last(x) if last and len(shape) > 4 else x
     rows = T if each_step else 1
@@ -143,7 +145,7 @@ def test_what_is_not_finite_stays_in_its_channel(value):
     x = torch.rand(3, 4, 2, 5)
     x[1, 2, 1, 3] = value
     rule = _rule(0.8, 0.9, "soft", ATan(2.0), True, 0)
-    s, mean, var = norm_lif(x, 0, Norm(torch.ones(1, 2), None, None, None, 1e-5), 0.8, 0.9, rule)
+    s, _, var = norm_lif(x, 0, Norm(torch.ones(1, 2), None, None, None, 1e-5), 0.8, 0.9, rule)
     assert s[:, :, 0].isfinite().all()
     assert s[-1, :, 1].isnan().all()
     assert var[0, 0].isfinite()

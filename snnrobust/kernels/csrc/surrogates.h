@@ -16,8 +16,10 @@ SNN_INLINE float exp_of(float x) {
     p = p * f + 1.6666665459e-1f;
     p = p * f + 5.0000001201e-1f;
     p = p * f * f + f + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
+    uint32_t bits; /* of 2^n: n stands in the low bits of `shifted`; defined for NaN too */
     float power;
+    memcpy(&bits, &shifted, 4);
+    bits = (bits + 127u) << 23;
     memcpy(&power, &bits, 4);
     return p * power;
 }
