@@ -15,12 +15,13 @@ from benchmarks.harness import OURS, Case, DisagreementError, Run
 from benchmarks.networks import SMALL, VGG6, Architecture
 from benchmarks.peers import JELLY, SNNTORCH
 from benchmarks.targets import Target
+from snnrobust.layers import event_driven
 from snnrobust.learning_rules import BPTT
 
 __all__ = ["BF16", "cases", "epoch"]
 
 LR = 1e-3
-BF16, FIT = f"{OURS}, bf16", f"{OURS}, BPTT.fit"
+BF16, EVENTS, FIT = f"{OURS}, bf16", f"{OURS}, event-driven", f"{OURS}, BPTT.fit"
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -38,6 +39,8 @@ def _case(architecture: Architecture, steps: int, wanted: float, wanted_bf16: fl
     for name, make in makers.items():
         contenders[name] = _loop(partial(make, architecture), x, y, size, bf16=False)
         contenders[f"{name}, bf16"] = _loop(partial(make, architecture), x, y, size, bf16=True)
+        if name == OURS:
+            contenders[EVENTS] = epoch(_event_driven(architecture, x[:size]), x, y, size)
     _check(architecture, x[: min(size, 4)], y[: min(size, 4)])
     if architecture.name == SMALL.name:
         contenders = {**contenders, FIT: _fit(architecture, x, y), f"{FIT}, bf16": _fit_bf16(architecture, x, y)}
@@ -49,6 +52,7 @@ def _case(architecture: Architecture, steps: int, wanted: float, wanted_bf16: fl
         targets=(
             Target(f"{row}, float32", OURS, SNNTORCH, wanted),
             Target(f"{row}, bf16", BF16, SNNTORCH, wanted_bf16),
+            Target(f"{row}, event-driven", EVENTS, SNNTORCH, wanted),
         ),
         unit="ms a step",
         scale=1e3 / steps,
@@ -56,10 +60,20 @@ def _case(architecture: Architecture, steps: int, wanted: float, wanted_bf16: fl
             f"Forward, backward and Adam; same weights and data; {steps} of them a call, in one plain loop, but for BPTT.fit,",
             "which also checks its input and records a history. bf16: the forward pass under torch.autocast.",
             f"{OURS} and {JELLY} have equal losses in float64 (checked). {SNNTORCH} normalises each step by itself, and",
-            "by default resets one step later. Targets of both precisions are beside its float32.",
+            "by default resets one step later. All targets are beside its float32.",
+            f"{EVENTS}: float32, after layers.event_driven has timed each layer on the batch.",
         ),
         figure="speed",
     )
+
+
+def _event_driven(architecture: Architecture, x: Tensor) -> nn.Module:
+    """Its layers event-driven where that is faster on ``x``, once running statistics are near those of the batch."""
+    model = networks.ours(architecture).train()
+    with torch.no_grad():
+        for _ in range(20 if any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) else 0):
+            model(x)
+    return event_driven(model, x)[0]
 
 
 def _loop(make: Callable[[], nn.Module], x: Tensor, y: Tensor, size: int, bf16: bool) -> Run | None:

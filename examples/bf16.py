@@ -49,9 +49,8 @@ def main() -> None:
     options = parser.parse_args()
     train = data.take(data.load("mnist", "train"), options.train)
     x, y = data.take(data.load("mnist", "test"), options.test)
-    print(
-        f"MNIST, {len(train[0])} training and {len(x)} test images, T = {T}, {options.epochs} epochs; accuracy in %, judged in float32"
-    )
+    sizes = f"{len(train[0])} training and {len(x)} test images"
+    print(f"MNIST, {sizes}, T = {T}, {options.epochs} epochs; accuracy in % in float32")
     print(f"{'trained in':<12}{'seed':>5}{'clean':>8}" + "".join(f"{'PGD in ' + p:>18}" for p in PRECISIONS))
     rows: dict[str, list[list[float]]] = {p: [] for p in PRECISIONS}
     for seed in range(options.seeds):

@@ -192,9 +192,10 @@ class _LIF(torch.autograd.Function):
             slope = _slope(h, quiet0, decay, threshold, thresholds, rule)
         of_v0, of_decay, of_threshold = (bool(ctx.needs_input_grad[i]) for i in (2, 4, 5))
         backward = lif_backward if plain(grad) else torch.ops.snnrobust.lif_backward.default
+        timed = _timed(rule) or quiet0 is not None
         found = backward(
             grad, x, steps, h, slope, grad_v, v0, quiet0, decay, threshold, decays, thresholds,
-            rule.hard, rule.refractory, _timed(rule) or quiet0 is not None, rule.detach_reset, kind, a, b, of_v0, of_decay, of_threshold,
+            rule.hard, rule.refractory, timed, rule.detach_reset, kind, a, b, of_v0, of_decay, of_threshold,
         )  # fmt: skip
         if len(found) == 1:
             return found[0], None, None, None, None, None, None, None
