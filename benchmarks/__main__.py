@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"\nWhere {harness.OURS} is slower:", *(sentences or ["nowhere in this run"]), sep="\n  ", soft_wrap=True
     )
     console.print("", report.summary(results), sep="\n", soft_wrap=True)
-    console.print("Ratios of medians; quartiles of the ratios of single rounds, in which contenders take turns.")
+    console.print(
+        "Medians and quartiles of the ratios of single rounds, in which contenders take turns; tables have ratios of medians."
+    )
     if options.plots is not None:
         for file in plots.draw(results, options.plots):
             console.print(f"wrote {file}")

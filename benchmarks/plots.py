@@ -44,7 +44,7 @@ def speeds(results: Sequence[Result]) -> Figure | None:
     ]
     if not verdicts:
         return None
-    figure = figures.figure(9.0, 1.2 + 0.42 * len(verdicts))
+    figure = figures.figure(9.0, 1.2 + 0.46 * len(verdicts))
     axes = figure.subplots()
     labels = []
     left = min(0.5, *(0.5 * v.ratio for _, v in verdicts if v.ratio))
@@ -58,12 +58,14 @@ def speeds(results: Sequence[Result]) -> Figure | None:
         axes.plot([target.wanted] * 2, [y - 0.42, y + 0.42], color=figures.INK, linewidth=2.4)
         if target.aim is not None:
             axes.plot([target.aim] * 2, [y - 0.42, y + 0.42], color=figures.MUTED, linewidth=1.6, linestyle=":")
-        labels.append(f"{target.row}, beside {verdict.reference}")
+        labels.append(f"{target.row}\nbeside {verdict.reference}")
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     _log(axes, "x", [0.5, 1, 2, 5, 10, 20, 50])
     axes.axvline(1.0, color=figures.MUTED, linewidth=1.0)
-    axes.set_xlabel(f"{OURS}: times as fast\n(line: target, red bars miss it; dotted: aim; thin: quartiles)")
+    figure.supxlabel(
+        f"{OURS}: times as fast (line: target, red bars miss it; dotted: aim; thin: quartiles)", fontsize=figures.TEXT
+    )
     axes.set_xlim(left, 2 * max(v.ratio for _, v in verdicts if v.ratio))
     return figure
 

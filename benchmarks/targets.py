@@ -77,7 +77,7 @@ class Verdict:
 def judge(result: Result) -> list[Verdict]:
     """A verdict for each target of a case.
 
-    The ratio is of medians, as in the tables; its quartiles are of the ratios of single rounds, in which contenders took turns.
+    The ratio is the median of those of single rounds, in which contenders took turns; tables have the ratio of medians.
     """
     return [_judge(result, target) for target in result.case.targets]
 
@@ -93,9 +93,8 @@ def _judge(result: Result, target: Target) -> Verdict:
     reference = min(names, key=result.median)
     mine, other = result.seconds(target.contender), result.seconds(reference)
     above, below = (mine, other) if target.most else (other, mine)
-    ratio = statistics.median(above) / statistics.median(below) / target.per
-    rounds = sorted(a / b / target.per for a, b in zip(above, below, strict=False) if b > 0)
-    quartiles = None
+    rounds = sorted(a / b / target.per for a, b in zip(above, below, strict=True))
+    ratio, quartiles = statistics.median(rounds), None
     if len(rounds) > 1:
         low, _, high = statistics.quantiles(rounds, n=4, method="inclusive")
         quartiles = low, high
