@@ -122,7 +122,7 @@ def run(name: str, arguments: LifStruct) -> None:
         raise MemoryError(f"no memory for the scratch of {name}")
 
 
-STREAM_BYTES = 1 << 24
+STREAM_BYTES = 1 << 23
 """Outputs of this size and more go past the cache."""
 
 

@@ -5,7 +5,7 @@
 #include "lif.h"
 
 /* Elements of a block, and of what is asked for ahead of its use. */
-enum { BLOCK = 512, AHEAD = 1024 };
+enum { BLOCK = 512, AHEAD = 4096 };
 
 /* Elements a thread is worth starting for; elements that the nearer caches do not hold. */
 enum { WORTH = 32768, FAR = 1 << 18 };
@@ -22,11 +22,11 @@ SNN_INLINE const float *load(const void *from, int64_t at, int64_t n, int bf16, 
     return room;
 }
 
-/* Ask for a block that is needed soon: the processor's own prefetching stops at every page. */
+/* Have a block that is needed soon brought to the second-level cache: the processor's own prefetching stops at every page. */
 SNN_INLINE void expect(const void *from, int64_t at, int64_t n, int bf16) {
     const int64_t size = bf16 ? 2 : 4;
     const char *bytes = (const char *)from + at * size;
-    for (int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(bytes + i, 0, 3);
+    for (int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(bytes + i, 0, 2);
 }
 
 /* Write a block that the cache need not keep. */

@@ -261,8 +261,11 @@ static void backward_part(void *context, int64_t begin, int64_t end, int part) {
             for (int64_t i = 0; i < n; i += BLOCK) {
                 const int64_t m = smaller(BLOCK, n - i), at = t * k->M + i0 + i;
                 const float *h = k->saved_h ? k->saved_h + at : r->h + t * job->tile + i;
-                if (job->far && i + AHEAD < n) expect(k->grad, at + AHEAD, m, k->bf16);
-                else if (job->far && t > 0) expect(k->grad, at + AHEAD - n - k->M, m, k->bf16);
+                if (job->far && (i + AHEAD < n || t > 0)) {
+                    const int64_t ahead = i + AHEAD < n ? at + AHEAD : at + AHEAD - n - k->M;
+                    expect(k->grad, ahead, m, k->bf16);
+                    if (k->saved_h) expect(k->saved_h, ahead, m, 0);
+                }
                 const float *grad = load(k->grad, at, m, k->bf16, r->grad);
                 const int scaled = k->mean && !k->unscaled;
                 float *out = constant || sums || scaled ? r->out : place(k->grad_x, at, k->bf16, k->stream, r->out);
