@@ -15,7 +15,7 @@ from snnrobust.layers.normalise import Normalise
 from snnrobust.neurons.lif import lif_from, lif_shown
 from snnrobust.temporal import State, Temporal
 
-__all__ = ["advance", "run"]
+__all__ = ["advance", "for_convolution", "run"]
 
 _ALIKE = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
@@ -121,8 +121,8 @@ class _Flow:
         return True
 
     def _plain(self, module: nn.Module, x: Tensor) -> Tensor:
-        if not self._traced() and isinstance(module, nn.Conv2d) and x.dim() == 4 and x.is_cpu and native.available():
-            x = _channels_last(x)
+        if not self._traced() and isinstance(module, nn.Conv2d):
+            x = for_convolution(x)
         return module(x)  # type: ignore[no-any-return]
 
 
@@ -136,8 +136,10 @@ def _asked(x: Tensor) -> bool:
     return x.requires_grad and (x.is_leaf or x.retains_grad or bool(x._backward_hooks))
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    """``x`` ``[N, C, H, W]`` with its channels innermost, said by its strides for one channel too."""
+def for_convolution(x: Tensor) -> Tensor:
+    """``x`` ``[N, C, H, W]`` with its channels innermost, said by its strides for one channel too, where kernels run that like it."""
+    if x.dim() != 4 or not x.is_cpu or not native.available():
+        return x
     if x.shape[1] == 1 and x.is_contiguous():
         return x.view(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
     return x.contiguous(memory_format=torch.channels_last)
