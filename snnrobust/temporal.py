@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 
-__all__ = ["State", "Temporal"]
+__all__ = ["State", "Temporal", "advance", "shown"]
 
 State = Any
 """Whatever a temporal module carries from one step to the next: a tensor, a time index, or a tuple of states."""
@@ -42,6 +42,30 @@ class Temporal(nn.Module):
             outputs.append(y_t)
         return torch.stack(outputs), state
 
+    def shown(self, x: Tensor, steps: int) -> Tensor:
+        """``forward`` of the same ``x`` ``[B, *]`` at each of ``steps`` time steps; what is alike at all is computed once.
+
+        The gradient of ``x`` is that of all steps together.
+        """
+        return self(x.expand(steps, *x.shape))  # type: ignore[no-any-return]
+
     def forward(self, x: Tensor) -> Tensor:
         checks.sequence("x", x)
         return self.advance(x, self.initial_state(x[0]))[0]
+
+
+def shown(module: Temporal, x: Tensor, steps: int) -> Tensor:
+    """``module.shown(x, steps)``; of a class with a ``forward`` of its own, that."""
+    own = _home(module, "shown") is _home(module, "forward")
+    return module.shown(x, steps) if own else module(x.expand(steps, *x.shape))
+
+
+def advance(module: Temporal, x: Tensor, state: State) -> tuple[Tensor, State]:
+    """``module.advance(x, state)``; of a class with a ``step`` of its own, step by step."""
+    own = _home(module, "advance") is _home(module, "step")
+    return module.advance(x, state) if own else Temporal.advance(module, x, state)
+
+
+def _home(module: Temporal, method: str) -> type:
+    """The class that defines a method."""
+    return next(kind for kind in type(module).__mro__ if method in vars(kind))

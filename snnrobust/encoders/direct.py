@@ -19,5 +19,9 @@ class Direct(Encoder):
     def stochastic(self) -> bool:
         return False
 
+    def image(self, x: Tensor) -> Tensor:
+        """What every step shows, ``[B, *]``: ``x``, checked."""
+        return self._checked(x)
+
     def _encode(self, x: Tensor, start: int, steps: int) -> Tensor:
         return repeat(x, steps)

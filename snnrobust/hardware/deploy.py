@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from snnrobust import checks
 from snnrobust.draws import derive, draws
 from snnrobust.hardware.backend import Array, Backend
-from snnrobust.kernels import native
-from snnrobust.kernels.layout import channels_last
+from snnrobust.kernels.layout import for_convolution
 from snnrobust.layers import BNTT, TEBN, EventConv2d, EventLinear, Sequential
 from snnrobust.temporal import Temporal
 
@@ -34,7 +33,7 @@ class DeployedLayer(Temporal):
     def __init__(self, layer: nn.Linear | nn.modules.conv._ConvNd, backend: Backend) -> None:
         super().__init__()
         operation = F.linear if isinstance(layer, nn.Linear) else layer._conv_forward
-        self.backend = backend
+        self.backend, self.planar = backend, isinstance(layer, nn.Conv2d)
         self.array = backend.program(Array(layer.weight, operation))
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
 
@@ -45,13 +44,15 @@ class DeployedLayer(Temporal):
         return self._run(x_t[None], state)[0], state + 1
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._run(x, 0)
+        return self._run(x, 0, whole=True)
 
-    def _run(self, x: Tensor, start: int) -> Tensor:
-        driven = self.backend.drive(x).flatten(0, 1)
-        if driven.dim() == 4 and driven.is_cpu and self.array.weight.dim() == 4 and native.available():
-            driven = channels_last(driven)
-        y = self.array.product(driven, self.bias)
+    def _run(self, x: Tensor, start: int, whole: bool = False) -> Tensor:
+        x = self.backend.drive(x)
+        folded = x.flatten(0, 1)
+        if whole and self.planar and not torch.compiler.is_compiling():
+            # as in a Sequential, so that an ideal chip has the bits of the model
+            folded = for_convolution(folded)
+        y = self.array.product(folded, self.bias)
         return self.backend.read(y.unflatten(0, (x.shape[0], -1)), start)
 
 

@@ -7,9 +7,10 @@ from math import prod
 import torch
 from torch import Tensor
 
+from snnrobust.kernels import native
 from snnrobust.kernels.buffers import empty, empty_like
 
-__all__ = ["aligned", "channel_layout", "channels_last", "new_like"]
+__all__ = ["aligned", "channel_layout", "for_convolution", "new_like"]
 
 
 def channel_layout(x: Tensor, axis: int) -> tuple[Tensor, int, int]:
@@ -38,8 +39,10 @@ def _channels_last(x: Tensor, axis: int) -> bool:
     return x.numel() > 0
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """``x`` ``[N, C, H, W]`` with its channels innermost, which its strides tell for one channel too."""
+def for_convolution(x: Tensor) -> Tensor:
+    """``x`` ``[N, C, H, W]`` with its channels innermost, said by its strides for one channel too, where kernels run."""
+    if x.dim() != 4 or not x.is_cpu or not native.available():
+        return x
     if x.shape[1] == 1 and x.is_contiguous():
         return x.view(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
     return x.contiguous(memory_format=torch.channels_last)

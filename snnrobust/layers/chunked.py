@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from snnrobust import checks
+from snnrobust import checks, temporal
 from snnrobust.draws import held
 from snnrobust.layers.fused import hooked
 from snnrobust.layers.readout import Readout
+from snnrobust.layers.sequential import Sequential
 from snnrobust.layers.tebn import TEBN
 from snnrobust.temporal import State, Temporal
 
@@ -58,16 +59,34 @@ class Chunked(Temporal):
     def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         return self.network.advance(x, state)
 
+    def shown(self, x: Tensor, steps: int) -> Tensor:
+        if self._whole(steps) or type(self.network) is not Sequential:
+            return super().shown(x, steps)
+        size = self._size(steps)
+        lengths = [min(size, steps - first) for first in range(0, steps, size)]
+        return self._run([x] * len(lengths), x, lengths)
+
     def forward(self, x: Tensor) -> Tensor:
         T = len(checks.sequence("x", x))
-        size = self.steps or math.isqrt(T - 1) + 1
-        if size >= T or torch.compiler.is_compiling() or any(hooked(m) for m in self.network.modules()):
+        if self._whole(T):
             return self.network(x)  # type: ignore[no-any-return]
+        chunks = x.split(self._size(T))
+        return self._run(chunks, x[0], [0] * len(chunks))
+
+    def _size(self, T: int) -> int:
+        return self.steps or math.isqrt(T - 1) + 1
+
+    def _whole(self, T: int) -> bool:
+        watched = torch.compiler.is_compiling() or any(hooked(m) for m in self.network.modules())
+        return watched or self._size(T) >= T
+
+    def _run(self, chunks: Sequence[Tensor], x_t: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The chunks one after the other: sequences, or what is the same at each of ``lengths`` steps."""
         self._refuse()
-        chunks, again = x.split(size), held(self.network)
-        state, outputs = self.network.initial_state(x[0]), []
-        for index, chunk in enumerate(chunks):
-            run = _Chunk(self.network, partial(again, index))
+        again = held(self.network)
+        state, outputs = self.network.initial_state(x_t), []
+        for index, (chunk, steps) in enumerate(zip(chunks, lengths, strict=True)):
+            run = _Chunk(self.network, partial(again, index), steps)
             if torch.is_grad_enabled() and index < len(chunks) - 1:
                 y, state = checkpoint(run, chunk, state, use_reentrant=False)
             else:
@@ -90,13 +109,16 @@ class Chunked(Temporal):
 class _Chunk:
     """A chunk under its draws; from the second time on in the modes of the first, and running statistics stay as they are."""
 
-    def __init__(self, network: Temporal, draws: Callable[[], AbstractContextManager[None]]) -> None:
-        self.network, self.draws, self.ran, self.modes = network, draws, False, _modes(network)
+    def __init__(self, network: Temporal, draws: Callable[[], AbstractContextManager[None]], steps: int) -> None:
+        self.network, self.draws, self.steps = network, draws, steps
+        self.ran, self.modes = False, _modes(network)
 
     def __call__(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         first, self.ran = not self.ran, True
         with self.draws(), nullcontext() if first else _again(self.network, self.modes):
-            return self.network.advance(x, state)
+            if self.steps and type(self.network) is Sequential:
+                return self.network.advance_shown(x, self.steps, state)
+            return temporal.advance(self.network, x, state)
 
 
 _Modes = list[tuple[nn.Module, dict[str, Any]]]

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from snnrobust.kernels import native
-from snnrobust.kernels.layout import channels_last
+from snnrobust import temporal
+from snnrobust.kernels.layout import for_convolution
 from snnrobust.kernels.lif import watched
 from snnrobust.kernels.pooling import avg_pool2d, max_pool2d
 from snnrobust.layers.event_driven import EventConv2d, EventLinear
 from snnrobust.layers.fused import fuses, hooked, lif_constants, run_fused
 from snnrobust.layers.normalise import Normalise
-from snnrobust.neurons.lif import lif_from, lif_shown
+from snnrobust.neurons.lif import lif_from
 from snnrobust.temporal import State, Temporal
 
 __all__ = ["advance", "run"]
@@ -30,9 +30,9 @@ _OWN_FORWARDS = {kind.forward for kind in _ALIKE}
 _OWN_HELPERS = {None, *(kind._conv_forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d))}
 
 
-def run(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """The parts in order over a sequence ``[T, B, *]``."""
-    flow = _Flow(x, watched())  # whoever watches is shown each step
+def run(parts: Sequence[nn.Module], x: Tensor, steps: int = 0) -> Tensor:
+    """The parts in order over a sequence ``[T, B, *]``; or over ``x`` ``[B, *]``, the same at each of ``steps``."""
+    flow = _Flow(x, steps)
     index = 0
     while index < len(parts):
         module = parts[index]
@@ -41,9 +41,11 @@ def run(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
     return flow.sequence()
 
 
-def advance(parts: Sequence[nn.Module], x: Tensor, states: dict[int, State]) -> tuple[Tensor, dict[int, State]]:
-    """The parts over some steps ``[t, B, *]``, on from their states by index; without any, from the zero state."""
-    flow, after = _Flow(x, watched()), {}
+def advance(
+    parts: Sequence[nn.Module], x: Tensor, states: dict[int, State], steps: int = 0
+) -> tuple[Tensor, dict[int, State]]:
+    """:func:`run` on from states by index, and the states after it; without any, from the zero state."""
+    flow, after = _Flow(x, steps), {}
     for index, module in enumerate(parts):
         if isinstance(module, Temporal | nn.RNNBase):
             after[index] = flow.go_on(module, states.get(index), fresh=not states)
@@ -55,10 +57,13 @@ def advance(parts: Sequence[nn.Module], x: Tensor, states: dict[int, State]) -> 
 class _Flow:
     """What flows from part to part: ``[T, B, *]``, folded ``[T * B, *]``, or ``[B, *]`` that is alike at all steps."""
 
-    def __init__(self, x: Tensor, watched: bool) -> None:
-        self.steps, self.watched, self.folded = x.shape[0], watched, False
-        self.alike = not watched and self.steps > 1 and x.stride(0) == 0 and x.numel() > 0 and not _asked(x)
-        self.x = x[0] if self.alike else x
+    def __init__(self, x: Tensor, steps: int) -> None:
+        self.watched, self.folded = watched(), False  # whoever watches is shown each step
+        if not steps and x.shape[0] > 1 and x.stride(0) == 0 and x.numel() > 0 and not x.requires_grad:
+            x, steps = x[0], x.shape[0]  # with a gradient of its own, x has another at each step
+        self.x, self.steps, self.alike = x, steps or x.shape[0], steps > 0
+        if self.watched:
+            self.sequence()
 
     def sequence(self) -> Tensor:
         """``[T, B, *]``."""
@@ -92,10 +97,8 @@ class _Flow:
         return False
 
     def _temporal(self, module: Temporal | nn.RNNBase) -> None:
-        constants = lif_constants(module)
-        if self.alike and constants is not None and not hooked(module):
-            rule = module.reset, module.surrogate, module.detach_reset, module.refractory
-            self.x, self.alike = lif_shown(self.x, self.steps, *constants, *rule), False  # type: ignore[arg-type]
+        if self.alike and isinstance(module, Temporal) and not hooked(module):
+            self.x, self.alike = temporal.shown(module, self.x, self.steps), False
             return
         x = self.sequence()
         self.x = module(x) if isinstance(module, Temporal) else module(x)[0]
@@ -113,7 +116,7 @@ class _Flow:
             self.alike = False
             return state
         x = self.sequence()
-        self.x, state = module.advance(x, module.initial_state(x[0]) if fresh else state)
+        self.x, state = temporal.advance(module, x, module.initial_state(x[0]) if fresh else state)
         return state
 
     def _fuse(self, module: nn.Module, following: nn.Module) -> bool:
@@ -125,22 +128,19 @@ class _Flow:
         return True
 
     def _plain(self, module: nn.Module, x: Tensor) -> Tensor:
-        if not self._traced() and isinstance(module, nn.Conv2d) and x.dim() == 4 and x.is_cpu and native.available():
-            x = channels_last(x)
-        if not self._traced() and not hooked(module):
-            if type(module) is nn.MaxPool2d and not module.return_indices and module.dilation in (1, (1, 1)):
+        if self._traced():
+            return module(x)  # type: ignore[no-any-return]
+        if isinstance(module, nn.Conv2d):
+            x = for_convolution(x)
+        elif type(module) is nn.MaxPool2d and not hooked(module):
+            if not module.return_indices and module.dilation in (1, (1, 1)):
                 return max_pool2d(x, module.kernel_size, module.stride, module.padding, module.ceil_mode)
-            if type(module) is nn.AvgPool2d and module.divisor_override is None:
-                window = module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad
-                return avg_pool2d(x, *window)
+        elif type(module) is nn.AvgPool2d and not hooked(module) and module.divisor_override is None:
+            window = module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad
+            return avg_pool2d(x, *window)
         return module(x)  # type: ignore[no-any-return]
 
 
 def _samplewise(module: nn.Module) -> bool:
     kind = type(module)
     return kind.forward in _OWN_FORWARDS and getattr(kind, "_conv_forward", None) in _OWN_HELPERS
-
-
-def _asked(x: Tensor) -> bool:
-    """Whether the gradient of ``x`` itself is asked for, which is another at each step though the steps are alike."""
-    return x.requires_grad and (x.is_leaf or x.retains_grad or bool(x._backward_hooks))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from snnrobust import checks
+from snnrobust import checks, temporal
 from snnrobust.layers.readout import Readout
 from snnrobust.temporal import State, Temporal
 
@@ -44,10 +44,17 @@ class Residual(Temporal):
 
     def advance(self, x: Tensor, state: tuple[State, State]) -> tuple[Tensor, tuple[State, State]]:
         body, shortcut = state
-        y, body = self.body.advance(x, body)
+        y, body = temporal.advance(self.body, x, body)
         if self.shortcut is not None:
-            x, shortcut = self.shortcut.advance(x, shortcut)
+            x, shortcut = temporal.advance(self.shortcut, x, shortcut)
         return _add(x, y), (body, shortcut)
+
+    def shown(self, x: Tensor, steps: int) -> Tensor:
+        whole = x.expand(steps, *x.shape)
+        return _add(
+            whole if self.shortcut is None else temporal.shown(self.shortcut, x, steps),
+            temporal.shown(self.body, x, steps),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         checks.sequence("x", x)
@@ -87,8 +94,12 @@ class Concat(Temporal):
         return _concatenate(x_t, y_t, 1), state
 
     def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, state = self.body.advance(x, state)
+        y, state = temporal.advance(self.body, x, state)
         return _concatenate(x, y, 2), state
+
+    def shown(self, x: Tensor, steps: int) -> Tensor:
+        checks.sequence("x", x[None], rank=3)
+        return _concatenate(x.expand(steps, *x.shape), temporal.shown(self.body, x, steps), 2)
 
     def forward(self, x: Tensor) -> Tensor:
         checks.sequence("x", x, rank=3)

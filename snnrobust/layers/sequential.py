@@ -69,6 +69,14 @@ class Sequential(Temporal):
     def advance(self, x: Tensor, state: dict[int, State]) -> tuple[Tensor, dict[int, State]]:
         return advance(list(self._parts()), checks.sequence("x", x), state)
 
+    def advance_shown(self, x: Tensor, steps: int, state: dict[int, State]) -> tuple[Tensor, dict[int, State]]:
+        """:meth:`advance` of the same ``x`` ``[B, *]`` at each of ``steps`` time steps."""
+        return advance(list(self._parts()), x, state, steps)
+
+    def shown(self, x: Tensor, steps: int) -> Tensor:
+        checks.sequence("x", x[None])
+        return run(list(self._parts()), x, checks.count("steps", steps))
+
     def forward(self, x: Tensor) -> Tensor:
         return run(list(self._parts()), checks.sequence("x", x))
 

@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager
 from torch import Tensor, nn
 
 from snnrobust.draws import held, one_key
-from snnrobust.encoders import Encoder
+from snnrobust.encoders import Direct, Encoder
+from snnrobust.kernels.lif import watched
 from snnrobust.layers import Readout
-from snnrobust.temporal import Temporal
+from snnrobust.layers.fused import hooked
+from snnrobust.temporal import Temporal, shown
 
 __all__ = ["SpikingClassifier"]
 
@@ -44,6 +46,8 @@ class SpikingClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with one_key(self):
+            if type(self.encoder) is Direct and not (watched() or hooked(self.encoder) or hooked(self.network)):
+                return self.readout(shown(self.network, self.encoder.image(x), self.time_steps))  # type: ignore[no-any-return]
             return self.readout(self.network(self.encoder(x)))  # type: ignore[no-any-return]
 
     def stream(self, x: Tensor) -> Iterator[Tensor]:

@@ -272,6 +272,10 @@ class LIF(Neuron):
             x, self.decay, self.threshold, self.reset, self.surrogate, self.detach_reset, self.refractory
         )  # fmt: skip
 
+    def shown(self, x: Tensor, steps: int) -> Tensor:
+        rule = self.reset, self.surrogate, self.detach_reset, self.refractory
+        return lif_shown(x, steps, self.decay, self.threshold, *rule)
+
     def initial_state(self, x_t: Tensor) -> Membrane:
         return self._rest(x_t)
 

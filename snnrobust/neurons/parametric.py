@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.kernels.lif import state_dtype
-from snnrobust.neurons.lif import lif, lif_from
+from snnrobust.neurons.lif import lif, lif_from, lif_shown
 from snnrobust.neurons.neuron import Constant, Membrane, Neuron, Reset, along_channels, continues, heard, shown
 from snnrobust.neurons.surrogate import ATan, Surrogate
 
@@ -65,6 +65,11 @@ class PLIF(Neuron):
         current = self._current(checks.sequence("x", x), along_channels("decay", decay, x[0]))
         spikes = lif(current, decay, self.threshold, self.reset, self.surrogate, self.detach_reset, self.refractory)
         return spikes.to(x.dtype)
+
+    def shown(self, x: Tensor, steps: int) -> Tensor:
+        decay, rule = self.decay, (self.reset, self.surrogate, self.detach_reset, self.refractory)
+        current = self._current(checks.sequence("x", x[None])[0], along_channels("decay", decay, x))
+        return lif_shown(current, steps, decay, self.threshold, *rule).to(x.dtype)
 
     def initial_state(self, x_t: Tensor) -> Membrane:
         return self._rest(x_t)
@@ -138,6 +143,10 @@ class LearnableThresholdLIF(Neuron):
 
     def forward(self, x: Tensor) -> Tensor:
         return lif(x, self.decay, self.threshold, self.reset, self.surrogate, self.detach_reset, self.refractory)
+
+    def shown(self, x: Tensor, steps: int) -> Tensor:
+        rule = self.reset, self.surrogate, self.detach_reset, self.refractory
+        return lif_shown(x, steps, self.decay, self.threshold, *rule)
 
     def initial_state(self, x_t: Tensor) -> Membrane:
         return self._rest(x_t)

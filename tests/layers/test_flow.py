@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from snnrobust import SpikingClassifier
 from snnrobust.draws import draws
-from snnrobust.layers import BNTT, TDBN, Normalise, Residual, Sequential
+from snnrobust.encoders import Direct
+from snnrobust.layers import BNTT, TDBN, MeanOutput, Normalise, Residual, Sequential
 from snnrobust.neurons import ALIF, LIF, PLIF
 
 T, B = 5, 3
@@ -64,7 +66,7 @@ def test_what_is_alike_is_computed_once(make, seen, training, calls):
     network = make().train(training)
     unfolded = copy.deepcopy(network)
     x = _alike(B, 2, 6, 6)
-    y = network(x.expand(T, B, 2, 6, 6))
+    y = network.shown(x, T)
     assert set(seen) <= set(calls)
     assert ("conv2d", (T * B, 2, 6, 6)) not in set(calls) - set(seen)
     expected = unfolded(x.expand(T, B, 2, 6, 6).clone())
@@ -83,7 +85,7 @@ def test_a_hook_is_called_with_all_steps(calls):
     shapes = []
     first, second = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
     second.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
-    Sequential(first, second, LIF())(_alike(B, 2, 4, 4).expand(T, B, 2, 4, 4))
+    Sequential(first, second, LIF()).shown(_alike(B, 2, 4, 4), T)
     assert shapes == [(T * B, 2, 4, 4)]
     assert [shape for _, shape in calls] == [(B, 2, 4, 4), (T * B, 2, 4, 4)]
 
@@ -103,13 +105,13 @@ def test_a_layer_with_a_forward_of_its_own_sees_all_steps(how, calls):
     layer = {"derived": Noisy, "helper": Helper}.get(how, nn.Conv2d)(2, 2, 1)
     if how == "instance":
         layer.forward = lambda x: nn.Conv2d.forward(layer, x) + torch.rand(len(x), 1, 1, 1)
-    y = Sequential(layer)(_alike(B, 2, 4, 4).expand(T, B, 2, 4, 4))
+    y = Sequential(layer).shown(_alike(B, 2, 4, 4), T)
     assert calls == [("conv2d", (T * B, 2, 4, 4))]
     assert not torch.equal(y[0], y[1])
 
 
 def test_dropout_draws_at_each_step(calls):
-    y = Sequential(nn.Linear(6, 50), nn.Dropout(0.5))(_alike(B, 6).expand(T, B, 6))
+    y = Sequential(nn.Linear(6, 50), nn.Dropout(0.5)).shown(_alike(B, 6), T)
     assert calls == [("linear", (B, 6)), ("dropout", (T * B, 50))]
     assert not torch.equal(y[0] == 0, y[1] == 0)
     network = Sequential(nn.Dropout(0.5), nn.Linear(6, 5))
@@ -192,3 +194,43 @@ def test_a_convolution_without_a_batch_axis():
     """``[T, B]`` folded has no channels: the layer's own error."""
     with pytest.raises(RuntimeError, match="Expected 3D"):
         Sequential(nn.Conv2d(2, 4, 1))(torch.rand(T, B))
+
+
+@pytest.mark.parametrize("network", [Sequential(nn.Linear(6, 4), LIF(0.8)), Sequential(Residual(Sequential(LIF(0.8))))])
+def test_the_gradient_at_each_step_of_an_expanded_input(network):
+    """Also of one that is not a leaf, which nobody announces."""
+    image = _alike(B, 6)
+    shown = image.expand(T, B, 6)
+    found = torch.autograd.grad(network(shown).square().sum(), shown)[0]
+    slow = image.detach().expand(T, B, 6).clone().requires_grad_()
+    torch.testing.assert_close(found, torch.autograd.grad(network(slow).square().sum(), slow)[0])
+    assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("x", [_alike(B, 6), _alike(B, 6).detach()], ids=["attacked", "trained"])
+def test_a_classifier_computes_once_what_direct_shows(x, calls):
+    model = SpikingClassifier(Direct(T), Sequential(nn.Linear(6, 4), LIF(0.8), nn.Linear(4, 3)), MeanOutput())
+    model(x)
+    assert calls == [("linear", (B, 6)), ("linear", (T * B, 4))]
+
+
+def test_classes_with_a_forward_or_step_of_their_own_keep_it():
+    class Twice(LIF):
+        def forward(self, x):
+            return super().forward(2 * x)
+
+        def step(self, x_t, state):
+            return super().step(2 * x_t, state)
+
+    class Wide(Sequential):
+        def forward(self, x):
+            return super().forward(2 * x)
+
+    x = _alike(B, 6).detach()
+    for network in (Sequential(Twice(0.8)), Sequential(Residual(Wide(LIF(0.8))))):
+        expected = network(x.expand(T, B, 6).clone())
+        assert torch.equal(network.shown(x, T), expected)
+    network = Sequential(Twice(0.8))
+    expected = network(x.expand(T, B, 6).clone())
+    assert torch.equal(network.advance(x.expand(T, B, 6), {})[0], expected)
+    assert torch.equal(network.advance_shown(x, T, {})[0], expected)
