@@ -5,10 +5,12 @@ is no compiler the installation goes on without it, and torch operations take it
 """
 
 import hashlib
+import os
 import platform
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -17,14 +19,8 @@ from setuptools.command.build_ext import build_ext
 SOURCES = Path("snnrobust/kernels/csrc")
 # No fast-math: the forward pass of a kernel and of its fallback give the same bits. What is switched off changes no value.
 FLAGS = [
-    "-std=gnu11",
-    "-O3",
-    "-g0",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fvisibility=hidden",
-]
+    "-std=gnu11", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
+]  # fmt: skip
 ISAS = {"portable": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS["avx2"] = ["-mavx2", "-mprefer-vector-width=256"]
@@ -46,8 +42,15 @@ class build_kernels(build_ext):  # noqa: N801 (the name of a command)
         once = [str(SOURCES / name) for name in ONCE]
         objects = self._compile(once, "once", [*FLAGS, *openmp], macros)
         others = sorted(str(f) for f in SOURCES.glob("*.c") if f.name not in ONCE)
-        for isa, flags in ISAS.items():
-            objects += self._compile(others, isa, [*FLAGS, "-fopenmp-simd", *flags], [*macros, ("SNN_ISA", isa)])
+        jobs = [(source, isa, flags) for isa, flags in ISAS.items() for source in others]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compilers run in processes of their own
+            made = pool.map(
+                lambda job: self._compile(
+                    [job[0]], job[1], [*FLAGS, "-fopenmp-simd", *job[2]], [*macros, ("SNN_ISA", job[1])]
+                ),
+                jobs,
+            )
+            objects += [name for names in made for name in names]
         self.compiler.link_shared_object(
             objects, self.get_ext_fullpath(ext.name), extra_postargs=openmp, libraries=["m"], build_temp=self.build_temp
         )

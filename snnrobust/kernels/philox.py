@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from snnrobust.kernels import native
+from snnrobust.kernels.buffers import empty
 from snnrobust.kernels.native import I32, I64, P
 
 __all__ = ["bernoulli", "normal", "philox", "uniform"]
@@ -224,7 +225,7 @@ def _checked(key: Tensor, sample_ids: Tensor, batch: int) -> tuple[Tensor, Tenso
 
 
 def _drawn(name: str, key: Tensor, sample_ids: Tensor, shape: Sequence[int], start: int) -> Tensor:
-    out = torch.empty(shape, dtype=torch.float32)
+    out = empty(shape)
     _compiled(name)(
         key.data_ptr(),
         sample_ids.data_ptr(),
@@ -259,7 +260,7 @@ def _bernoulli_cpu(key: Tensor, sample_ids: Tensor, p: Tensor, steps: int, start
     if not (native.available() and (bf16 or p.dtype == torch.float32)):
         return _bernoulli(key, sample_ids, p, steps, start, signed)
     p = p.contiguous()
-    out = torch.empty((steps, batch, *rest), dtype=p.dtype)
+    out = empty((steps, batch, *rest), p.dtype)
     _compiled("philox_bernoulli")(
         key.data_ptr(), sample_ids.data_ptr(), steps, batch, prod(rest), start, p.data_ptr(), out.data_ptr(),
         bf16, signed, native.threads(),

@@ -104,7 +104,7 @@ SNN_INLINE const float *hear(const Lif *k, Room *r, int64_t t, int64_t at, int64
     return r->in;
 }
 
-SNN_INLINE void one_block(
+static __attribute__((noinline)) void one_block(
     const Lif *k, Room *r, const float *x, int64_t i, int64_t n, float *s, float *h, int each, int timed
 ) {
     float *v = r->v + i;
