@@ -162,7 +162,9 @@ class _LIF(torch.autograd.Function):
         timed = _timed(rule) or quiet0 is not None
         (beta, betas), (theta, thetas) = _split(decay), _split(threshold)
         keep_h = any(ctx.needs_input_grad) and saves(x, steps, kind)
-        if _exporting() and not keep_state:  # an exported program holds torch operations alone, and runs without this package
+        if (
+            _exporting() and not keep_state
+        ):  # an exported program holds torch operations alone, and runs without this package
             return (_traced(x.expand(steps, *x.shape) if steps else x, decay, threshold, rule.hard, rule.refractory),)
         forward = lif_forward if plain(x) else torch.ops.snnrobust.lif_forward.default
         out = forward(

@@ -14,7 +14,7 @@ from snnrobust import SpikingClassifier
 from snnrobust.draws import draws
 from snnrobust.encoders import Direct
 from snnrobust.layers import BNTT, TDBN, MeanOutput, Normalise, Residual, Sequential
-from snnrobust.neurons import ALIF, LIF, PLIF
+from snnrobust.neurons import ALIF, LIF, NEURONS, PLIF
 
 T, B = 5, 3
 
@@ -221,6 +221,8 @@ def test_classes_with_a_forward_or_step_of_their_own_keep_it():
 
         def step(self, x_t, state):
             return super().step(2 * x_t, state)
+
+    NEURONS.pop("Twice")  # a class of this test alone
 
     class Wide(Sequential):
         def forward(self, x):

@@ -5,8 +5,8 @@
 #include "lif.h"
 
 /* exp for x <= 0 to about one rounding (Cephes): a polynomial of the rest after the nearest power of two. */
-SNN_INLINE float exp_of(float x) {
-    x = x < -87.0f ? -87.0f : x;
+SNN_INLINE float exp_of(float given) {
+    const float x = given < -87.0f ? -87.0f : given;
     const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
     const float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
@@ -21,7 +21,7 @@ SNN_INLINE float exp_of(float x) {
     memcpy(&bits, &shifted, 4);
     bits = (bits + 127u) << 23;
     memcpy(&power, &bits, 4);
-    return p * power;
+    return given < -87.0f ? 0.0f : p * power; /* 0 at infinity, as in the fallback: what it multiplies may be infinite */
 }
 
 SNN_INLINE float derivative(int kind, float a, float b, float u) {
