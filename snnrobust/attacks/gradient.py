@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from snnrobust import checks
 from snnrobust.draws import Stream, draws
@@ -63,7 +65,7 @@ class Backprop:
                 "gradients cannot be taken under torch.inference_mode(): use torch.no_grad() around the attack"
             )
         x = x.detach().requires_grad_()
-        with torch.enable_grad(), draws(model, stream.key, stream.sample_ids):
+        with torch.enable_grad(), _frozen(model), draws(model, stream.key, stream.sample_ids):
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 logits = checks.call(model, x, y).float() if self.precision == "bfloat16" else checks.call(model, x, y)
             total = loss(logits, y).sum()
@@ -78,6 +80,19 @@ class Backprop:
                 f"the gradient of {int(gradient.isnan().flatten(1).any(1).sum())} of {len(x)} samples has NaN"
             )
         return gradient, logits.detach()
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, no parameter asks for its gradient: autograd leaves out those of torch's layers by itself, and no others."""
+    learnt = [p for p in model.parameters() if p.requires_grad and not is_lazy(p)]
+    try:
+        for p in learnt:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in learnt:
+            p.requires_grad_(True)
 
 
 @dataclass(frozen=True)

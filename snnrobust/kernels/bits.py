@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snnrobust import checks
 from snnrobust.kernels import buffers, native
 from snnrobust.kernels.native import I32, I64, P
 
@@ -86,6 +87,7 @@ def packed_spikes(smallest: int = SMALLEST) -> Iterator[None]:
     Args:
         smallest: Values of the smallest tensor that is looked at.
     """
+    checks.count("smallest", smallest, low=0)
     packed: dict[int, tuple[weakref.ref[Tensor], int, weakref.ref[_Spikes]]] = {}
 
     def keep(x: Tensor) -> _Spikes | _Kept:

@@ -14,6 +14,7 @@ import itertools
 import math
 import mmap
 import os
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -176,11 +177,13 @@ def _machine() -> int:
 def _make(setting: str) -> Pool | None:
     if setting == "off" or not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
-    if not setting:
-        return Pool(min(_machine() // 4, 4 << 30))
-    if not setting.isdecimal():
-        raise ValueError(f"SNNROBUST_BUFFERS must be off or a number of MiB, got {setting!r}: unset it for the default")
-    return Pool(int(setting) << 20)
+    if setting.isdecimal() and len(setting) < 10:
+        return Pool(int(setting) << 20)
+    if setting:
+        warnings.warn(
+            f"SNNROBUST_BUFFERS must be off or a number of MiB, got {setting!r:.80}: the default holds", stacklevel=2
+        )
+    return Pool(min(_machine() // 4, 4 << 30))
 
 
 _pool = _make(os.environ.get("SNNROBUST_BUFFERS", ""))

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import sysconfig
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,12 @@ class _MissingError(Exception):
 @functools.cache
 def _library() -> tuple[ctypes.CDLL | None, str, str]:
     """The library, its instruction set, and what there is to say of it."""
+    wanted = os.environ.get("SNNROBUST_KERNELS", "")
     try:
-        return _load(os.environ.get("SNNROBUST_KERNELS", ""))
+        return _load(wanted.lower())
     except _MissingError as missing:
+        if wanted.lower() not in ("", "off"):  # somebody counts on them
+            warnings.warn(f"no compiled kernels: {missing}", stacklevel=2)
         return None, "", str(missing)
 
 

@@ -143,4 +143,6 @@ class _Flow:
 
 def _samplewise(module: nn.Module) -> bool:
     kind = type(module)
+    if getattr(module, "inplace", False):  # what is alike at all steps may be the caller's own tensor
+        return False
     return kind.forward in _OWN_FORWARDS and getattr(kind, "_conv_forward", None) in _OWN_HELPERS

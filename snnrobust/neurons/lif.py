@@ -215,6 +215,8 @@ def _slope(
         return rule.surrogate.derivative(
             steps_since_spike(h, quiet0, threshold, thresholds, rule.refractory).to(h.dtype)
         )
+    if thresholds is not None and thresholds.numel() == 1:
+        thresholds = thresholds.reshape(())
     theta = threshold if thresholds is None else along_channels("threshold", thresholds, h[0])
     return rule.surrogate.derivative(h - theta)
 

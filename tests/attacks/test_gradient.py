@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from itertools import product
 from math import sqrt
 
@@ -181,3 +182,37 @@ def test_inference_mode_is_named():
     model, x, y = nn.Sequential(nn.Linear(3, 2)), torch.rand(4, 3), torch.zeros(4, dtype=torch.int64)
     with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
         FGSM(Linf(0.1))(model, x, y)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_gradient_of_a_parameter_is_computed(fails):
+    class Watched(nn.Linear):
+        def forward(self, x):
+            seen.append([p.requires_grad for p in self.parameters()])
+            if fails:
+                raise RuntimeError("on purpose")
+            return super().forward(x)
+
+    seen = []
+    model = Watched(4, 3)
+    model.bias.requires_grad_(False)
+    x, y = torch.rand(2, 4), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="on purpose") if fails else nullcontext():
+        Backprop()(model, x, y, cross_entropy, Stream(0, torch.arange(2)))
+    assert seen == [[False, False]]
+    assert (model.weight.requires_grad, model.bias.requires_grad) == (True, False)
+
+
+def test_bfloat16_gradients_are_near_and_logits_are_float32():
+    torch.manual_seed(0)
+    model, x, y = (
+        nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)),
+        torch.rand(4, 8),
+        torch.tensor([0, 1, 2, 0]),
+    )
+    found = [Backprop(p)(model, x, y, cross_entropy, Stream(0, torch.arange(4))) for p in ("float32", "bfloat16")]
+    assert found[1][1].dtype == found[1][0].dtype == torch.float32
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=0.05, atol=0.01)
+    assert not torch.equal(found[1][0], found[0][0])
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16"):
+        Backprop("half")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -105,9 +106,13 @@ def test_the_environment_chooses(folder, monkeypatch, wanted):
     native._library.cache_clear()
     if wanted == "off":
         _falls_back("switched off by SNNROBUST_KERNELS=off")
-    elif wanted not in native.ISAS:
-        _falls_back(f"SNNROBUST_KERNELS is '{wanted}', which is none of portable, avx2, avx512 and off")
-    elif native.ISAS.index(wanted) > best:
+    elif wanted == "none":
+        with pytest.warns(UserWarning, match="no compiled kernels: SNNROBUST_KERNELS is 'none'"):
+            assert not available()
+        _falls_back("SNNROBUST_KERNELS is 'none', which is none of portable, avx2, avx512 and off")
+    elif native.ISAS.index(wanted := wanted.lower()) > best:
+        with pytest.warns(UserWarning, match=f"no compiled kernels: SNNROBUST_KERNELS asks for {wanted}"):
+            assert not available()
         _falls_back(f"SNNROBUST_KERNELS asks for {wanted}, and this processor has")
     else:
         assert status().split(" (")[0] == f"compiled, {wanted}"
@@ -247,15 +252,17 @@ def test_no_two_threads_write_to_one_place(tmp_path):
 def test_a_million_small_calls_leave_no_memory_behind():
     from snnrobust.kernels.lif import lif_forward
 
-    x = torch.rand(2, 1, 3)
-    v0 = torch.rand(1, 3)
+    numbers = random.Random(0)
     neuron = LIF(0.9)
 
     def calls(count):
         for index in range(count):
-            lif_forward(x, 0, v0, None, 0.9, 1.0, None, None, False, 0, index % 2 == 0, True, False)
+            x = torch.empty(numbers.randint(1, 4), numbers.randint(0, 3), numbers.randint(1, 40))
+            v0 = torch.zeros_like(x[0]) if numbers.random() < 0.5 else None
+            hard, keep, timed = (numbers.random() < 0.5 for _ in range(3))
+            lif_forward(x, 0, v0, None, 0.9, 1.0, None, None, hard, 2 * timed, keep, not keep, timed)
             if index % 50 == 0:
-                neuron(x.requires_grad_()).sum().backward()
+                neuron(x.zero_().requires_grad_()).sum().backward()
 
     def held():
         pages = int(Path("/proc/self/statm").read_text().split()[1])

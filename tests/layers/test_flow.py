@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from snnrobust import SpikingClassifier
 from snnrobust.draws import draws
 from snnrobust.encoders import Direct
-from snnrobust.layers import BNTT, TDBN, MeanOutput, Normalise, Residual, Sequential
+from snnrobust.layers import BNTT, TDBN, Chunked, MeanOutput, Normalise, Residual, Sequential
 from snnrobust.neurons import ALIF, LIF, NEURONS, PLIF
 
 T, B = 5, 3
@@ -236,3 +236,21 @@ def test_classes_with_a_forward_or_step_of_their_own_keep_it():
     expected = network(x.expand(T, B, 6).clone())
     assert torch.equal(network.advance(x.expand(T, B, 6), {})[0], expected)
     assert torch.equal(network.advance_shown(x, T, {})[0], expected)
+
+
+def test_a_layer_in_place_leaves_the_input_as_it_is():
+    network, x = Sequential(nn.ReLU(inplace=True), nn.Linear(6, 4)), torch.randn(B, 6)
+    before = x.clone()
+    expected = network(x.expand(T, B, 6).clone())
+    assert torch.equal(network(x.expand(T, B, 6)), expected)
+    assert torch.equal(network.shown(x.requires_grad_(), T), expected)
+    assert torch.equal(x, before)
+
+
+def test_chunks_of_an_expanded_leaf_have_the_gradient_of_each_step():
+    network = Sequential(nn.Linear(6, 4), LIF(0.8))
+    found = []
+    for run in (network, Chunked(network, 2)):
+        x = _alike(B, 6).detach().expand(T, B, 6).requires_grad_()
+        found.append(torch.autograd.grad(run(x).square().sum(), x)[0])
+    torch.testing.assert_close(*found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import pytest
 import snntorch
@@ -392,3 +393,19 @@ def test_a_new_surrogate_is_one_small_class():
         assert _gradient(LIF(surrogate=Box()), x, torch.ones(1, 4)).tolist() == [[0, 1, 1, 0]]
     finally:
         assert SURROGATES.pop("Box") is Box
+
+
+@dataclass(frozen=True)
+class _Own(Surrogate):
+    """None that a kernel knows."""
+
+    def derivative(self, u):
+        return 1.0 / (1.0 + u * u)
+
+
+@pytest.mark.parametrize("threshold", [1.0, torch.tensor(1.0), torch.ones(3)], ids=str)
+def test_a_surrogate_of_ones_own_with_any_threshold(threshold):
+    x = _input(5, 2, 3)
+    found = _gradient(lambda x: lif(x, 0.5, threshold, surrogate=_Own()), x, torch.ones_like(x))
+    expected = _gradient(lambda x: lif(x, 0.5, 1.0, surrogate=ATan(2 / torch.pi)), x, torch.ones_like(x))
+    torch.testing.assert_close(found, torch.pi * expected)

@@ -1,4 +1,4 @@
-/* What lif_forward and lif_backward are told. The same fields, in the same order, as snnrobust.kernels.lif._Lif. */
+/* What lif_forward and lif_backward are told. The same fields, in the same order, as snnrobust.kernels.lif.LifStruct. */
 #ifndef SNN_LIF_H
 #define SNN_LIF_H
 
