@@ -4,7 +4,10 @@
  */
 #include <stdio.h>
 
+#include "driver.h"
+#include "events.h"
 #include "lif.h"
+#include "pooling.h"
 
 #ifndef SNN_ISA
 #error "compile with -DSNN_ISA=portable, avx2 or avx512"
@@ -14,57 +17,20 @@ int SNN_NAME(lif_forward)(const Lif *k);
 int SNN_NAME(lif_backward)(const Lif *k);
 int SNN_NAME(norm_moments)(const Lif *k);
 int SNN_NAME(norm_backward)(const Lif *k);
-
-/* ---- chance, and memory that is given back together ----------------------------------------------------------- */
-
-static uint64_t state = 88172645463325252ull;
-
-static uint64_t chance(uint64_t n) { /* 0 .. n - 1 */
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return (state >> 11) % n;
-}
-
-static float real(float low, float high) { return low + (high - low) * (float)chance(1 << 20) / (float)(1 << 20); }
-
-enum { MOST = 64 };
-static void *blocks[MOST];
-static int taken;
-
-static void *block(size_t bytes) {
-    void *made = malloc(bytes ? bytes : 1);
-    if (!made || taken == MOST) abort();
-    return blocks[taken++] = made;
-}
-
-static void give_back(void) {
-    while (taken) free(blocks[--taken]);
-}
-
-static float *reals(int64_t n, float low, float high) {
-    float *made = block((size_t)n * sizeof(float));
-    for (int64_t i = 0; i < n; i++) made[i] = real(low, high);
-    return made;
-}
-
-/* n values of x's type; sometimes some that are no numbers. */
-static void *values(int64_t n, int bf16, float low, float high) {
-    float *made = reals(n, low, high);
-    if (n && !chance(5)) {
-        made[chance((uint64_t)n)] = NAN;
-        made[chance((uint64_t)n)] = -INFINITY;
-        made[chance((uint64_t)n)] = INFINITY;
-    }
-    if (!bf16) return made;
-    uint16_t *words = block((size_t)n * sizeof(uint16_t));
-    for (int64_t i = 0; i < n; i++) words[i] = snn_to_bf16(made[i]);
-    return words;
-}
-
-static void *room(int64_t n, int bf16) { return block((size_t)n * (bf16 ? 2 : 4)); }
-
-static int64_t one_of(const int64_t *sizes, size_t count) { return sizes[chance(count)]; }
+void SNN_NAME(philox_uniform)(const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int64_t, float *, int);
+void SNN_NAME(philox_normal)(const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int64_t, float *, int);
+void SNN_NAME(philox_bernoulli)(
+    const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int64_t, const void *, void *, int, int, int);
+void SNN_NAME(philox_words)(const uint32_t *, const uint32_t *, int64_t, uint32_t *);
+void SNN_NAME(philox_box_muller)(const uint32_t *, int64_t, float *);
+int SNN_NAME(max_pool_forward)(const Shape *, const void *, void *, uint8_t *, int);
+int SNN_NAME(avg_pool_forward)(const Shape *, const void *, void *, int);
+int SNN_NAME(pool_backward)(const Shape *, const void *, void *, const uint8_t *, int);
+int SNN_NAME(bits_pack)(const void *, uint8_t *, int64_t, int, int);
+void SNN_NAME(bits_unpack)(const uint8_t *, void *, int64_t, int, int);
+int SNN_NAME(event_product)(Events *);
+void SNN_NAME(stream_copy)(const float *, float *, int64_t, int, int);
+void SNN_NAME(stream_triad)(const float *, const float *, float *, int64_t, int, int);
 
 /* ---- LIF and normalisation ------------------------------------------------------------------------------------ */
 
@@ -86,18 +52,18 @@ static Lif shape(int threads) {
     return k;
 }
 
-static int64_t rows(const Lif *k) { return k->norm_step ? k->T : 1; }
+static int64_t sets(const Lif *k) { return k->norm_step ? k->T : 1; }
 static int64_t inputs(const Lif *k) { return k->x_step ? k->T * k->M : k->M; }
 
 static void statistics(Lif *k, int biased) {
     k->norm_step = chance(2) && k->T > 1 ? k->C : 0;
-    k->mean = reals(rows(k) * k->C, -1, 1);
-    k->scale = reals(rows(k) * k->C, 0.2f, 2);
-    if (biased) k->bias = reals(rows(k) * k->C, -1, 1);
+    k->mean = reals(sets(k) * k->C, -1, 1);
+    k->scale = reals(sets(k) * k->C, 0.2f, 2);
+    if (biased) k->bias = reals(sets(k) * k->C, -1, 1);
 }
 
 static void room_for_sums(Lif *k) {
-    const size_t n = (size_t)(k->threads * rows(k) * k->C * 2);
+    const size_t n = (size_t)(k->threads * sets(k) * k->C * 2);
     k->sums = block(n * sizeof(double));
     memset(k->sums, 0, n * sizeof(double));
 }
@@ -159,10 +125,235 @@ static int norm_backward_once(int threads) {
     Lif k = shape(threads);
     k.x = values(inputs(&k), k.bf16, -2, 2);
     statistics(&k, 1);
-    k.slope = reals(rows(&k) * k.C, -1, 1);
+    k.slope = reals(sets(&k) * k.C, -1, 1);
     k.grad = values(k.T * k.M, k.bf16, -1, 1);
     k.grad_x = k.x_step && chance(2) ? (void *)k.grad : room(inputs(&k), k.bf16); /* in place, too */
     return SNN_NAME(norm_backward)(&k);
+}
+
+/* ---- draws ---------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int64_t *key, *ids, T, B, elements, start;
+} Draw;
+
+static Draw draw(void) {
+    Draw d = {block(16), 0, (int64_t)chance(4), (int64_t)chance(4), length(), (int64_t)chance(UINT64_C(1) << 32)};
+    if (!chance(30)) d.T = 3, d.elements = (1 << 19) + 64 * (int64_t)chance(9); /* past the cache */
+    d.ids = block((size_t)d.B * 8);
+    for (int64_t i = 0; i < d.B; i++) d.ids[i] = (int64_t)(chance(UINT64_C(1) << 53) << 11);
+    for (int i = 0; i < 2; i++) d.key[i] = (int64_t)chance(UINT64_C(1) << 32);
+    return d;
+}
+
+static int philox_uniform_once(int threads) {
+    const Draw d = draw();
+    float *out = placed(d.T * d.B * d.elements, 4);
+    SNN_NAME(philox_uniform)(d.key, d.ids, d.T, d.B, d.elements, d.start, out, some(threads));
+    return 0;
+}
+
+static int philox_normal_once(int threads) {
+    const Draw d = draw();
+    float *out = placed(d.T * d.B * d.elements, 4);
+    SNN_NAME(philox_normal)(d.key, d.ids, d.T, d.B, d.elements, d.start, out, some(threads));
+    return 0;
+}
+
+static int philox_bernoulli_once(int threads) {
+    const Draw d = draw();
+    const int bf16 = (int)chance(2);
+    const void *p = values(d.B * d.elements, bf16, -1, 1);
+    void *out = placed(d.T * d.B * d.elements, bf16 ? 2 : 4);
+    SNN_NAME(philox_bernoulli)(d.key, d.ids, d.T, d.B, d.elements, d.start, p, out, bf16, (int)chance(2), some(threads));
+    return 0;
+}
+
+static uint32_t *random_words(int64_t n) {
+    uint32_t *made = block((size_t)n * 4);
+    for (int64_t i = 0; i < n; i++) made[i] = chance(50) ? (uint32_t)chance(UINT64_C(1) << 32) : chance(2) ? 0 : UINT32_MAX;
+    return made;
+}
+
+static int philox_words_once(int threads) {
+    const int64_t n = (int64_t)chance(600);
+    (void)threads;
+    SNN_NAME(philox_words)(random_words(2), random_words(4), n, block((size_t)n * 16));
+    return 0;
+}
+
+static int philox_box_muller_once(int threads) {
+    const int64_t pairs = (int64_t)chance(600);
+    (void)threads;
+    SNN_NAME(philox_box_muller)(random_words(2 * pairs), pairs, placed(2 * pairs, 4));
+    return 0;
+}
+
+/* ---- pooling -------------------------------------------------------------------------------------------------- */
+
+/* As in pooling.py: in ceil mode the last window may be cut, but starts in the input or the padding before it. */
+static int64_t windows(int64_t n, int64_t k, int64_t s, int64_t p, int ceil_mode) {
+    const int64_t left = n + 2 * p - k + (ceil_mode ? s - 1 : 0);
+    if (left < 0) return 0;
+    const int64_t count = left / s + 1;
+    return ceil_mode && (count - 1) * s >= n + p ? count - 1 : count;
+}
+
+static Shape pool(void) {
+    static const int64_t sides[] = {1, 2, 3, 4, 5, 7, 8, 9, 16, 28, 33, 127, 128, 130}, kernels[] = {1, 2, 2, 2, 3, 3, 4, 5, 15};
+    static const int64_t channels[] = {1, 2, 3, 16, 17, 64, 2047, 2048, 2500};
+    Shape s;
+    int64_t size;
+    do {
+        const int square = (int)chance(2), tiling = (int)chance(2), ceil_mode = (int)chance(2);
+        s = (Shape){.planes = (int64_t)chance(5), .H = one_of(sides, 14), .W = chance(30) ? one_of(sides, 14) : 2100 + (int64_t)chance(3000)};
+        s.inner = chance(2) ? one_of(channels, 9) : 1;
+        if (!chance(10)) s.planes = 20 + (int64_t)chance(50);
+        s.kh = one_of(kernels, 9);
+        s.kw = square ? s.kh : one_of(kernels, 9);
+        s.sh = tiling ? s.kh : 1 + (int64_t)chance(5);
+        s.sw = tiling ? s.kw : 1 + (int64_t)chance(5);
+        s.ph = chance(2) ? 0 : (int64_t)chance((uint64_t)s.kh / 2 + 1);
+        s.pw = chance(2) ? 0 : (int64_t)chance((uint64_t)s.kw / 2 + 1);
+        s.OH = windows(s.H, s.kh, s.sh, s.ph, ceil_mode);
+        s.OW = windows(s.W, s.kw, s.sw, s.pw, ceil_mode);
+        size = s.planes * s.H * s.W * s.inner;
+    } while (s.OH < 1 || s.OW < 1 || size > (chance(4) ? 30000 : 400000));
+    s.include_pad = (int64_t)chance(2);
+    s.bf16 = (int64_t)chance(2);
+    return s;
+}
+
+static int64_t pool_inputs(const Shape *s) { return s->planes * s->H * s->W * s->inner; }
+static int64_t pool_outputs(const Shape *s) { return s->planes * s->OH * s->OW * s->inner; }
+
+static int max_pool_forward_once(int threads) {
+    const Shape s = pool();
+    const void *x = values(pool_inputs(&s), (int)s.bf16, -1, 1);
+    void *y = placed(pool_outputs(&s), s.bf16 ? 2 : 4);
+    return SNN_NAME(max_pool_forward)(&s, x, y, block((size_t)pool_outputs(&s)), some(threads));
+}
+
+static int avg_pool_forward_once(int threads) {
+    const Shape s = pool();
+    const void *x = values(pool_inputs(&s), (int)s.bf16, -1, 1);
+    return SNN_NAME(avg_pool_forward)(&s, x, placed(pool_outputs(&s), s.bf16 ? 2 : 4), some(threads));
+}
+
+static int pool_backward_once(int threads) {
+    const Shape s = pool();
+    const int64_t outputs = pool_outputs(&s);
+    uint8_t *codes = chance(2) ? block((size_t)outputs) : 0;
+    if (codes) { /* those of a forward pass: they are addresses */
+        const void *x = values(pool_inputs(&s), (int)s.bf16, -1, 1);
+        if (SNN_NAME(max_pool_forward)(&s, x, room(outputs, (int)s.bf16), codes, 1)) return 1;
+    }
+    const void *grad = values(outputs, (int)s.bf16, -1, 1);
+    return SNN_NAME(pool_backward)(&s, grad, placed(pool_inputs(&s), s.bf16 ? 2 : 4), codes, some(threads));
+}
+
+/* ---- spikes as bits ------------------------------------------------------------------------------------------- */
+
+/* n spikes, at a random rate. */
+static void *spikes(int64_t n, int bf16) {
+    const uint64_t rarity = 1 + chance(20);
+    void *made = placed(n, bf16 ? 2 : 4);
+    for (int64_t i = 0; i < n; i++) put(made, i, chance(rarity) ? 0 : 1, bf16);
+    return made;
+}
+
+static int bits_pack_once(int threads) {
+    const int64_t n = length();
+    const int bf16 = (int)chance(2), other = n && !chance(4);
+    void *x = spikes(n, bf16);
+    if (other) put(x, (int64_t)chance((uint64_t)n), chance(2) ? -0.0f : 0.5f, bf16);
+    return SNN_NAME(bits_pack)(x, block((size_t)(n + 7) / 8), n, bf16, some(threads)) == other;
+}
+
+static int bits_unpack_once(int threads) {
+    const int64_t n = length();
+    const int bf16 = (int)chance(2);
+    const size_t size = (size_t)n * (bf16 ? 2 : 4);
+    const void *x = spikes(n, bf16);
+    uint8_t *bits = block((size_t)(n + 7) / 8);
+    void *back = placed(n, bf16 ? 2 : 4);
+    if (!SNN_NAME(bits_pack)(x, bits, n, bf16, 1)) return 1;
+    SNN_NAME(bits_unpack)(bits, back, n, bf16, some(threads));
+    return memcmp(x, back, size) != 0;
+}
+
+/* ---- events --------------------------------------------------------------------------------------------------- */
+
+static void *copied(const float *from, int64_t n, int bf16) {
+    void *made = placed(n, bf16 ? 2 : 4);
+    for (int64_t i = 0; i < n; i++) put(made, i, from[i], bf16);
+    return made;
+}
+
+static Events layer(void) {
+    static const int64_t channels[] = {1, 2, 3, 15, 16, 17, 63, 64, 65, 100, 130, 700}, sides[] = {1, 1, 2, 3, 7, 15, 16, 17, 33, 65};
+    static const int64_t outputs[] = {1, 2, 3, 4, 7, 8, 9, 16, 17, 33, 64, 127, 129, 200}, kernels[] = {1, 1, 2, 3, 3, 5};
+    Events k = {0};
+    double work;
+    do {
+        const int linear = !chance(3);
+        k.N = 1 + (int64_t)chance(chance(5) ? 3 : 70);
+        k.Ci = one_of(channels, 12), k.Co = one_of(outputs, 14);
+        k.H = linear ? 1 : one_of(sides, 10), k.W = linear ? 1 : one_of(sides, 10);
+        k.kh = linear ? 1 : one_of(kernels, 6), k.kw = linear ? 1 : one_of(kernels, 6);
+        k.stride_h = 1 + (int64_t)(!chance(3) * chance(4)), k.stride_w = 1 + (int64_t)(!chance(3) * chance(4));
+        k.dilation_h = 1 + (int64_t)(!chance(4) * chance(3)), k.dilation_w = 1 + (int64_t)(!chance(4) * chance(3));
+        k.pad_h = linear ? 0 : (int64_t)chance(4), k.pad_w = linear ? 0 : (int64_t)chance(4);
+        const int64_t high = k.H + 2 * k.pad_h - k.dilation_h * (k.kh - 1), wide = k.W + 2 * k.pad_w - k.dilation_w * (k.kw - 1);
+        k.Ho = high < 1 ? 0 : (high - 1) / k.stride_h + 1;
+        k.Wo = wide < 1 ? 0 : (wide - 1) / k.stride_w + 1;
+        work = (double)(k.N * k.Ho * k.Wo * k.Co) * (double)(k.Ci * k.kh * k.kw);
+    } while (!k.Ho || !k.Wo || work > (chance(4) ? 1e6 : 2e7) || k.N * k.Ci * k.H * k.W > 600000);
+    return k;
+}
+
+static int event_product_once(int threads) {
+    Events k = layer();
+    const int64_t taps = k.kh * k.kw, weights = k.Co * k.Ci * taps, gap = chance(4) ? 0 : (int64_t)chance(5);
+    k.bf16 = (int32_t)chance(2);
+    k.nchw = (int32_t)chance(2);
+    k.threads = some(threads);
+    if (chance(2)) k.x_w = 1, k.x_h = k.W + gap, k.x_c = k.H * k.x_h, k.x_n = k.Ci * k.x_c;
+    else k.x_c = 1, k.x_w = k.Ci + gap, k.x_h = k.W * k.x_w, k.x_n = k.H * k.x_h;
+    if (k.Ci == 1) k.x_c = 0;
+    if (!chance(8)) k.x_n = 0; /* an expanded batch */
+    if (chance(2)) k.w_c = taps, k.w_tap = 1;
+    else k.w_c = 1, k.w_tap = k.Ci;
+    k.w_o = k.Ci * taps;
+    const int64_t inputs = 1 + (k.N - 1) * k.x_n + (k.Ci - 1) * k.x_c + (k.H - 1) * k.x_h + (k.W - 1) * k.x_w;
+    k.most = k.N * k.Ci * k.H * k.W;
+    if (!chance(6)) k.most /= 4;
+    k.x = chance(2) ? spikes(inputs, k.bf16) : values(inputs, k.bf16, -1, 1);
+    float *w = reals(weights, -1, 1);
+    const int endless = !chance(10);
+    if (endless) w[chance((uint64_t)weights)] = chance(2) ? INFINITY : NAN;
+    k.w = copied(w, weights, k.bf16);
+    if (chance(2)) k.bias = copied(reals(k.Co, -1, 1), k.Co, k.bf16);
+    k.y = placed(k.N * k.Co * k.Ho * k.Wo, k.bf16 ? 2 : 4);
+    const int result = SNN_NAME(event_product)(&k);
+    return result == NO_MEMORY || (endless && result == DONE) || (!endless && result == NOT_FINITE);
+}
+
+/* ---- the limit ------------------------------------------------------------------------------------------------ */
+
+static int stream_copy_once(int threads) {
+    const int64_t n = length();
+    const float *x = copied(reals(n, -1, 1), n, 0);
+    float *to = placed(n, 4);
+    SNN_NAME(stream_copy)(x, to, n, (int)chance(2), some(threads));
+    return memcmp(x, to, (size_t)n * 4) != 0;
+}
+
+static int stream_triad_once(int threads) {
+    const int64_t n = length();
+    const float *x = copied(reals(n, -1, 1), n, 0), *y = reals(n, -1, 1);
+    SNN_NAME(stream_triad)(x, y, placed(n, 4), n, (int)chance(2), some(threads));
+    return 0;
 }
 
 /* ---- all of them ---------------------------------------------------------------------------------------------- */
@@ -175,6 +366,19 @@ static const struct {
     {"lif_backward", lif_backward_once},
     {"norm_moments", norm_moments_once},
     {"norm_backward", norm_backward_once},
+    {"philox_uniform", philox_uniform_once},
+    {"philox_normal", philox_normal_once},
+    {"philox_bernoulli", philox_bernoulli_once},
+    {"philox_words", philox_words_once},
+    {"philox_box_muller", philox_box_muller_once},
+    {"max_pool_forward", max_pool_forward_once},
+    {"avg_pool_forward", avg_pool_forward_once},
+    {"pool_backward", pool_backward_once},
+    {"bits_pack", bits_pack_once},
+    {"bits_unpack", bits_unpack_once},
+    {"event_product", event_product_once},
+    {"stream_copy", stream_copy_once},
+    {"stream_triad", stream_triad_once},
 };
 
 int main(int count, char **words) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -123,13 +124,20 @@ def status_isa():
     return native.ISAS[library.snn_level()]
 
 
+def _exported():
+    """The names of what the library exports."""
+    if shutil.which("nm") is None:
+        pytest.skip("no nm")
+    found = subprocess.run(["nm", "-D", "--defined-only", str(_library())], capture_output=True, text=True, check=False)
+    if found.returncode:
+        pytest.skip("nm does not read the library")
+    return {line.split()[-1] for line in found.stdout.splitlines()}
+
+
 @built
 @checkout
 def test_each_instruction_set_has_the_same_kernels():
-    found = subprocess.run(["nm", "-D", "--defined-only", str(_library())], capture_output=True, text=True, check=False)
-    if found.returncode:
-        pytest.skip("no nm")
-    names = {line.split()[-1] for line in found.stdout.splitlines()}
+    names = _exported()
     per_isa = [{n.removesuffix(f"_{isa}") for n in names if n.endswith(f"_{isa}")} for isa in native.ISAS]
     per_isa = [kernels for kernels in per_isa if kernels]
     assert {"lif_forward", "lif_backward", "norm_moments", "norm_backward"} <= per_isa[0]
@@ -175,6 +183,15 @@ def _compiled_program(text, flags):
 
 
 # --- sanitizers ------------------------------------------------------------------------------------------------
+
+
+@built
+@checkout
+def test_the_driver_calls_every_kernel():
+    exported = {n.removesuffix("_portable") for n in _exported() if n.endswith("_portable")}
+    called = re.findall(r'^    \{"(\w+)", \1_once\},$', DRIVER.read_text(), re.MULTILINE)
+    assert sorted(called) == sorted(exported), "each kernel needs a function in driver.c and a line in its table"
+
 
 COMMON = [
     "-std=gnu11",
