@@ -261,7 +261,7 @@ def test_no_kernel_leaves_its_memory(tmp_path, isa):
 @built
 @checkout
 def test_no_two_threads_write_to_one_place(tmp_path):
-    _sanitized(tmp_path, "portable", ["-fsanitize=thread"], ["150", "4"])
+    _sanitized(tmp_path, "portable", ["-fsanitize=thread"], ["600", "4"])
 
 
 @pytest.mark.slow
