@@ -47,7 +47,7 @@ def saving(what: Saved) -> Iterator[None]:
 
     Args:
         what: ``"input"`` keeps nothing of their own and computes potentials again from the input; ``"potential"`` keeps them, a
-            tensor in float32; ``"auto"`` keeps the input where a compiled kernel runs.
+            tensor in float32; ``"auto"`` keeps the input where a compiled kernel runs and the tensor is not small.
     """
     if what not in ("auto", "input", "potential"):
         raise ValueError(f"what must be 'auto', 'input' or 'potential', got {what!r}")
@@ -65,12 +65,14 @@ def saves(x: Tensor, steps: int, kind: int) -> bool:
     if torch.compiler.is_compiling():
         return False
     what = _saving.get()
-    return what == "potential" or (what == "auto" and not _recomputes(x, steps or x.shape[0]))
+    return what == "potential" or (what == "auto" and not _recomputes(x, steps))
 
 
 def _recomputes(x: Tensor, steps: int) -> bool:
-    """Whether a kernel computes potentials again faster than they could be read."""
-    return compiled(x) or (x.is_cuda and triton_lif.takes(x) and steps <= triton_lif.UNROLLED)
+    """Whether a kernel computes potentials again: faster than they could be read, but where the caches hold them."""
+    if compiled(x):
+        return x.numel() * max(steps, 1) >= SMALL
+    return x.is_cuda and triton_lif.takes(x) and (steps or x.shape[0]) <= triton_lif.UNROLLED
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -92,6 +94,9 @@ def watched() -> bool:
     """Whether somebody traces, exports or counts the operations that run."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
+
+SMALL = 1 << 17
+"""Elements below which the caches hold the potentials, which then take less time to read than to compute again."""
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _P, _I64, _I32, _F32 = native.P, native.I64, native.I32, native.F32

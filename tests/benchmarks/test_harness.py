@@ -28,7 +28,7 @@ def test_samples_are_what_each_call_cost(fake):
 def test_short_calls_are_repeated_and_reported_for_one_call(fake):
     samples = fake.measure({"short": fake.contender("short", [0.25]), "long": fake.contender("long", [1.0])}, 2, 1.0)
     assert samples["short"].cpu == [0.25, 0.25]
-    warm_up, turns = ["short"] * (1 + 2 + 4) + ["long"], ["short"] * 4 + ["long"]
+    warm_up, turns = ["short"] * (1 + 2 + 4) + ["long"], ["short"] * (1 + 4) + ["long"] * (1 + 1)
     assert fake.log == warm_up + 2 * turns
 
 

@@ -59,14 +59,17 @@ static int64_t tile_of(const Lif *k, int copies) {
     return smaller(n, (k->M + 63) / 64 * 64);
 }
 
-static int make_room(Room *r, const Lif *k, int64_t tile, int backward, int timed) {
+static int make_room(Room *r, const Lif *k, int64_t tile, int backward, int timed, int each) {
     const int64_t steps = backward && !k->saved_h ? k->T : 0, counted = backward && timed ? k->T : 0;
-    const int64_t floats = 9 * tile + (steps + counted) * tile + 6 * BLOCK + 2 * (k->sums ? k->C : 0) + 64;
+    const int64_t count = each ? (backward ? 9 : 6) : 3;
+    const int64_t floats = count * tile + (steps + counted) * tile + 6 * BLOCK + 2 * (k->sums ? k->C : 0) + 64;
     float *p = r->memory = malloc((size_t)floats * sizeof(float));
     if (!p) return 0;
     p = (float *)(((uintptr_t)p + 63) / 64 * 64);
-    float **tiles[] = {&r->v, &r->quiet, &r->decays, &r->thresholds, &r->carried, &r->next, &r->sum, &r->of_decay, &r->of_threshold};
-    for (size_t i = 0; i < sizeof tiles / sizeof *tiles; i++, p += tile) *tiles[i] = p;
+    /* the first three are all that numbers as constants and a detached soft reset need */
+    float **tiles[] = {&r->v, &r->carried, &r->sum, &r->quiet, &r->decays, &r->thresholds, &r->next, &r->of_decay, &r->of_threshold};
+    r->quiet = r->decays = r->thresholds = r->next = r->of_decay = r->of_threshold = p;
+    for (int64_t i = 0; i < count; i++, p += tile) *tiles[i] = p;
     float **blocks[] = {&r->in, &r->spikes, &r->potential, &r->slope, &r->grad, &r->out};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++, p += BLOCK) *blocks[i] = p;
     r->h = p;
@@ -146,7 +149,7 @@ static void forward_part(void *context, int64_t begin, int64_t end, int part) {
     const Job *job = context;
     const Lif *k = job->k;
     Room room, *r = &room;
-    if (!make_room(r, k, job->tile, 0, job->timed)) {
+    if (!make_room(r, k, job->tile, 0, job->timed, job->each)) {
         *job->failed = 1;
         return;
     }
@@ -233,7 +236,7 @@ static void backward_part(void *context, int64_t begin, int64_t end, int part) {
     const int timed = job->timed, plain = !job->each, constant = k->x_step == 0;
     Room room, *r = &room;
     double *sums = k->sums ? k->sums + part * (2 * k->C * (k->norm_step ? k->T : 1)) : 0;
-    if (!make_room(r, k, job->tile, 1, timed)) {
+    if (!make_room(r, k, job->tile, 1, timed, job->each)) {
         *job->failed = 1;
         return;
     }
