@@ -205,7 +205,8 @@ def measure(
 
     Before the clock starts each contender is called once, so that the caches hold what it left there and not what others did; one
     that takes ten times ``at_least`` does not notice. A call shorter than ``at_least`` seconds is made as often as it takes to
-    fill them. What a call returns is freed before the clock stops. The garbage collector runs between the rounds only, as in ``timeit``.
+    fill them. What a call returns is freed before the clock stops.
+    The garbage collector runs between the rounds only, as in ``timeit``.
     """
 
     def timed(call: Run, times: int) -> tuple[float, float, float]:
