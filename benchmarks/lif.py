@@ -62,7 +62,8 @@ def _case(shape: tuple[int, ...]) -> Case:
         targets=tuple(targets),
         remarks=(
             f"{OURS}, {JELLY} and the naive loop: equal spikes and gradients (checked).",
-            f"{OURS} keeps only x for the backward pass; {SNNTORCH}: its default, which resets one step later.",
+            f"{OURS} keeps x alone for the backward pass, where x is small the potentials; "
+            f"{SNNTORCH}: its default, which resets one step later.",
             "Memory limit: copy x to s, then grad + x / 2 to the gradient of x, in buffers that exist already, on huge pages.",
         ),
         figure="lif",
