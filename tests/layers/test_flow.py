@@ -196,14 +196,16 @@ def test_a_convolution_without_a_batch_axis():
         Sequential(nn.Conv2d(2, 4, 1))(torch.rand(T, B))
 
 
-@pytest.mark.parametrize("network", [Sequential(nn.Linear(6, 4), LIF(0.8)), Sequential(Residual(Sequential(LIF(0.8))))])
+@pytest.mark.parametrize("network", [_seeded(nn.Linear(6, 4), LIF(0.8)), Sequential(Residual(Sequential(LIF(0.8))))])
 def test_the_gradient_at_each_step_of_an_expanded_input(network):
     """Also of one that is not a leaf, which nobody announces."""
     image = _alike(B, 6)
     shown = image.expand(T, B, 6)
-    found = torch.autograd.grad(network(shown).square().sum(), shown)[0]
+    y = network(shown)
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    found = torch.autograd.grad((y * weights).sum(), shown)[0]
     slow = image.detach().expand(T, B, 6).clone().requires_grad_()
-    torch.testing.assert_close(found, torch.autograd.grad(network(slow).square().sum(), slow)[0])
+    torch.testing.assert_close(found, torch.autograd.grad((network(slow) * weights).sum(), slow)[0])
     assert not torch.equal(found[0], found[1])
 
 
@@ -248,9 +250,11 @@ def test_a_layer_in_place_leaves_the_input_as_it_is():
 
 
 def test_chunks_of_an_expanded_leaf_have_the_gradient_of_each_step():
-    network = Sequential(nn.Linear(6, 4), LIF(0.8))
+    network = _seeded(nn.Linear(6, 4), LIF(0.8))
+    weights = torch.randn(T, B, 4, generator=torch.Generator().manual_seed(1))
     found = []
     for run in (network, Chunked(network, 2)):
         x = _alike(B, 6).detach().expand(T, B, 6).requires_grad_()
-        found.append(torch.autograd.grad(run(x).square().sum(), x)[0])
+        found.append(torch.autograd.grad((run(x) * weights).sum(), x)[0])
     torch.testing.assert_close(*found)
+    assert found[0].any(-1).all()
