@@ -23,7 +23,7 @@ ISAS = ("portable", "avx2", "avx512")
 """From the plainest to the fastest."""
 
 _FOLDER = Path(__file__).parent
-P, I64, I32, F32, U64 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_uint64
+P, I64, I32, F32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
 
 class _MissingError(Exception):
