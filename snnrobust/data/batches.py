@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from snnrobust import checks
 from snnrobust.draws import derive, keyed
 
-__all__ = ["Batch", "Data", "batches", "take"]
+__all__ = ["Batch", "Data", "batches", "count_batches", "take"]
 
 Data = Dataset[tuple[Tensor, ...]] | DataLoader[tuple[Tensor, ...]] | tuple[Tensor, Tensor]
 """A map-style dataset of (input, label), a DataLoader of such batches, or a pair of tensors."""
@@ -44,6 +44,14 @@ def batches(data: Data, batch_size: int, shuffle_key: int | None = None) -> Iter
         seen += len(x)
     if seen == 0:
         raise ValueError("the data is empty: there is not one sample to use")
+
+
+def count_batches(data: Data, batch_size: int) -> int | None:
+    """How many batches :func:`batches` gives, to within one; None where that is not known."""
+    if isinstance(data, DataLoader):
+        return len(data) if hasattr(data.dataset, "__len__") else None
+    size = len(data[0]) if isinstance(data, tuple) else len(data)  # type: ignore[arg-type]
+    return -(-size // batch_size)
 
 
 def _iterate(data: Data, batch_size: int, shuffle_key: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:

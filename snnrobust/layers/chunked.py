@@ -33,6 +33,7 @@ class Chunked(Temporal):
     Args:
         network: A temporal module, such as :class:`~snnrobust.layers.Sequential`.
         steps: c, or None for :math:`\lceil \sqrt{T} \rceil`.
+        truncated: Cut the gradient between chunks, as in truncated backpropagation through time.
 
     Raises:
         TypeError: a network that is not temporal, or that holds a readout.
@@ -41,7 +42,7 @@ class Chunked(Temporal):
     Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
     """
 
-    def __init__(self, network: Temporal, steps: int | None = None) -> None:
+    def __init__(self, network: Temporal, steps: int | None = None, truncated: bool = False) -> None:
         super().__init__()
         if not isinstance(network, Temporal):
             raise TypeError(f"network must be a temporal module such as Sequential, got {type(network).__name__}")
@@ -49,6 +50,7 @@ class Chunked(Temporal):
             raise TypeError("network holds a readout, which ends the sequence: put it after Chunked")
         self.network = network
         self.steps = steps if steps is None else checks.count("steps", steps)
+        self.truncated = checks.boolean("truncated", truncated)
 
     def initial_state(self, x_t: Tensor) -> State:
         return self.network.initial_state(x_t)
@@ -77,6 +79,8 @@ class Chunked(Temporal):
         return self.steps or math.isqrt(T - 1) + 1
 
     def _whole(self, T: int) -> bool:
+        if self.truncated:  # what is asked for is another gradient, whoever watches
+            return self._size(T) >= T
         watched = torch.compiler.is_compiling() or any(hooked(m) for m in self.network.modules())
         return watched or self._size(T) >= T
 
@@ -92,6 +96,7 @@ class Chunked(Temporal):
             else:
                 y, state = run(chunk, state)
             outputs.append(y)
+            state = _detached(state) if self.truncated else state
         return torch.cat(outputs)
 
     def _refuse(self) -> None:
@@ -103,7 +108,19 @@ class Chunked(Temporal):
                 )
 
     def extra_repr(self) -> str:
-        return f"steps={self.steps}"
+        return f"steps={self.steps}" + (", truncated=True" if self.truncated else "")
+
+
+def _detached(state: State) -> State:
+    """``state`` without its history; see :data:`~snnrobust.temporal.State` for what it may be."""
+    if isinstance(state, Tensor):
+        return state.detach()
+    if isinstance(state, dict):
+        return {key: _detached(value) for key, value in state.items()}
+    if isinstance(state, tuple):
+        parts = map(_detached, state)
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    return state
 
 
 class _Chunk:

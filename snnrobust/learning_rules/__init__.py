@@ -1,6 +1,7 @@
 """Learning rules: interchangeable trainers, ``rule.fit(model, train, validation, epochs=...)``."""
 
 from snnrobust.learning_rules.bptt import BPTT
-from snnrobust.learning_rules.trainer import RULES, History, Trainer
+from snnrobust.learning_rules.supervised import Lent, Supervised
+from snnrobust.learning_rules.trainer import RULES, History, Trainer, TrainingWarning
 
-__all__ = ["BPTT", "RULES", "History", "Trainer"]
+__all__ = ["BPTT", "RULES", "History", "Lent", "Supervised", "Trainer", "TrainingWarning"]

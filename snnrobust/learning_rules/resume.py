@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,49 @@ from snnrobust.models.checkpoint import read_tensors, write_tensors
 
 __all__ = ["load_state", "save_state"]
 
+Weights = Mapping[str, Tensor]
+
 
 def save_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any], history: History
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: dict[str, Any],
+    history: History,
+    learnt: nn.Module | None = None,
+    best: Weights | None = None,
 ) -> None:
-    """Atomic: a kill at any moment leaves the old file or the new one. ``identity`` says which training this is."""
+    """Atomic: a kill at any moment leaves the old file or the new one.
+
+    Args:
+        path: The file.
+        model, optimizer, history: What is kept.
+        identity: Says which training this is.
+        learnt: What the rule learns beside the model.
+        best: The weights of the best epoch so far.
+    """
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
+    tensors |= {f"learnt.{name}": t for name, t in (learnt.state_dict() if learnt is not None else {}).items()}
+    tensors |= {f"best.{name}": t for name, t in (best or {}).items()}
     numbers: dict[str, Any] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{name}"] = value
-            else:
+            elif value is not None:  # SGD keeps None for a momentum that has not begun
                 numbers[f"{index}.{name}"] = value
-    write_tensors(path, "training state", tensors, {"identity": identity, "numbers": numbers, **asdict(history)})
+    content = {"identity": identity, "numbers": numbers, "records": history.records}
+    write_tensors(path, "training state", tensors, content)
 
 
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> History:
-    """Put ``model`` and ``optimizer`` back to where :func:`save_state` found them.
+def load_state(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: dict[str, Any],
+    learnt: nn.Module | None = None,
+) -> tuple[History, dict[str, Tensor] | None]:
+    """Put ``model``, ``optimizer`` and ``learnt`` back to where :func:`save_state` found them; the history and the best weights.
 
     Raises:
         ValueError: the file is damaged, or is of another model or another training.
@@ -43,14 +68,20 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, i
             k for k in identity.keys() | content["identity"].keys() if identity.get(k) != content["identity"].get(k)
         }
         raise ValueError(f"{path} is of another training ({', '.join(sorted(differing))} differ): {remedy}")
-    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    if {name: t.shape for name, t in weights.items()} != {name: t.shape for name, t in model.state_dict().items()}:
-        raise ValueError(f"{path} is of another model: {remedy}")
-    model.load_state_dict(weights)
+    for prefix, module in (("model.", model), ("learnt.", learnt)):
+        if module is None:
+            continue
+        weights = _named(tensors, prefix)
+        if {name: t.shape for name, t in weights.items()} != {n: t.shape for n, t in module.state_dict().items()}:
+            raise ValueError(f"{path} is of another model: {remedy}")
+        module.load_state_dict(weights)
     state: dict[int, dict[str, Any]] = {}
-    named = {k.removeprefix("optimizer."): t for k, t in tensors.items() if k.startswith("optimizer.")}
-    for key, value in {**named, **content["numbers"]}.items():
+    for key, value in {**_named(tensors, "optimizer."), **content["numbers"]}.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return History(content["records"])
+    return History(content["records"]), _named(tensors, "best.") or None
+
+
+def _named(tensors: Weights, prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

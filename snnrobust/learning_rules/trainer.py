@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from snnrobust.data import Data
 
-__all__ = ["RULES", "History", "Trainer"]
+__all__ = ["RULES", "History", "Trainer", "TrainingWarning"]
 
 RULES: dict[str, type[Trainer]] = {}
 """Trainers by name; each adds itself in its own file."""
 
 
+class TrainingWarning(UserWarning):
+    """A training goes wrong: a layer does not fire any more, or fires at every step."""
+
+
 @dataclass
 class History:
-    """One record an epoch: ``epoch``, ``loss``, ``accuracy``, ``validation_accuracy`` (or None), ``seconds``."""
+    """What a training was.
+
+    Attributes:
+        records: One an epoch: ``epoch``, ``loss``, ``accuracy``, ``validation_accuracy`` (or None), ``spike_rate`` (of watched
+            batches; None where nothing was seen to fire), ``rates`` (by layer), ``lr``, ``seconds``.
+        learnt: What the rule learnt beside the model, such as the readouts of local errors, as a state dict.
+    """
 
     records: list[dict[str, Any]] = field(default_factory=list)
+    learnt: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def last(self) -> dict[str, Any]:
@@ -31,6 +43,8 @@ class Trainer(Protocol):
     """A learning rule. It lends the model its backward pass inside ``fit`` only; afterwards the model is a plain model."""
 
     name: ClassVar[str]
+    needs: ClassVar[Mapping[str, Any]]
+    """Keys of a model's section in an experiment file that a model for this rule must have, such as ``norm = "none"``."""
 
     def fit(
         self,

@@ -33,6 +33,7 @@ class Twin(Protocol):
 
     def residual(self, body: Layers, shortcut: Layers | None) -> nn.Module: ...
     def concat(self, body: Layers) -> nn.Module: ...
+    def dropout(self, p: float) -> nn.Module: ...
     def normalise(self, shape: Shape, added: bool = False) -> Layers:
         """For an input of ``shape``, whose result is ``added`` to another branch or not."""
 
@@ -193,7 +194,7 @@ class GlobalPool(Layer):
 
 @dataclass(frozen=True)
 class Dropout(Layer):
-    """Dropout with probability ``p`` while training; in a spiking network every time step has a mask of its own."""
+    """Dropout with probability ``p`` while training; in a spiking network one mask for all time steps of a sample."""
 
     p: float = 0.5
 
@@ -204,7 +205,7 @@ class Dropout(Layer):
         return shape
 
     def build(self, shape: Shape, twin: Twin) -> Layers:
-        return [nn.Dropout(self.p)]
+        return [twin.dropout(self.p)]
 
 
 @dataclass(frozen=True)

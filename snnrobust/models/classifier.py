@@ -46,9 +46,13 @@ class SpikingClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with one_key(self):
-            if type(self.encoder) is Direct and not (watched() or hooked(self.encoder) or hooked(self.network)):
-                return self.readout(shown(self.network, self.encoder.image(x), self.time_steps))  # type: ignore[no-any-return]
-            return self.readout(self.network(self.encoder(x)))  # type: ignore[no-any-return]
+            return self.readout(self.outputs(x))  # type: ignore[no-any-return]
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """What the readout gets, ``[T, B, K]``."""
+        if type(self.encoder) is Direct and not (watched() or hooked(self.encoder) or hooked(self.network)):
+            return shown(self.network, self.encoder.image(x), self.time_steps)
+        return self.network(self.encoder(x))  # type: ignore[no-any-return]
 
     def stream(self, x: Tensor) -> Iterator[Tensor]:
         """The running logits ``[B, K]`` after each time step; the last are those of ``forward`` under the same draws.

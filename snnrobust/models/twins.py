@@ -28,9 +28,11 @@ from snnrobust.layers import (
     TDBN,
     TEBN,
     Concat,
+    Dropout,
     LastOutput,
     MeanMembrane,
     OrdinaryConcat,
+    OrdinaryDropout,
     OrdinaryResidual,
     Readout,
     Residual,
@@ -176,6 +178,9 @@ class _Ordinary:
     def concat(self, body: Layers) -> nn.Module:
         return OrdinaryConcat(nn.Sequential(*body))
 
+    def dropout(self, p: float) -> nn.Module:
+        return OrdinaryDropout(p)
+
     def normalise(self, shape: Shape, added: bool = False) -> Layers:
         return [nn.BatchNorm2d(shape[0]) if len(shape) == 3 else nn.BatchNorm1d(shape[0])]
 
@@ -194,6 +199,9 @@ class _InTime:
 
     def concat(self, body: Layers) -> nn.Module:
         return Concat(Sequential(*body))
+
+    def dropout(self, p: float) -> nn.Module:
+        return Dropout(p)
 
 
 class _OrdinaryInTime(_InTime, _Ordinary):

@@ -79,7 +79,7 @@ def test_modules_of_each_layer():
     layers = [Conv(4, activated=False), Activation(), Pool(kind="max"), Dropout(0.2), GlobalPool(), Dense(5)]
     kinds = [type(m) for m in ordinary(layers, SHAPE, 3)]
     assert kinds == [
-        *(nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.Dropout, nn.AdaptiveAvgPool2d),
+        *(nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, layers.OrdinaryDropout, nn.AdaptiveAvgPool2d),
         *(nn.Flatten, nn.Linear, nn.BatchNorm1d, nn.ReLU),
         nn.Linear,
     ]

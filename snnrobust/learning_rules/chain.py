@@ -1,0 +1,113 @@
+"""A model as a chain of synaptic layers, for rules that treat each of them by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from snnrobust.encoders import Encoder
+from snnrobust.layers import EventConv2d, EventLinear, Readout, Sequential
+from snnrobust.layers.flow import run
+from snnrobust.models import SpikingClassifier
+
+__all__ = ["SYNAPTIC", "Block", "Chain", "chain"]
+
+SYNAPTIC = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One synaptic layer and all that follows it up to the next: normalisation, neurons, pooling, flattening.
+
+    Attributes:
+        name: Of the synaptic layer, as in ``model.named_modules()``.
+        synapse: The layer.
+        rest: What follows.
+        names: Of what follows.
+    """
+
+    name: str
+    synapse: nn.Linear | nn.modules.conv._ConvNd
+    rest: tuple[nn.Module, ...]
+    names: tuple[str, ...]
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return (self.synapse, *self.rest)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """``encoder -> head -> block -> ... -> block -> readout``; an ordinary network has no encoder and no readout.
+
+    Attributes:
+        head: What stands before the first synaptic layer.
+    """
+
+    encoder: Encoder | None
+    head: tuple[nn.Module, ...]
+    blocks: tuple[Block, ...]
+    readout: Readout | None
+
+    @property
+    def spiking(self) -> bool:
+        return self.encoder is not None
+
+    def run(self, parts: Sequence[nn.Module], x: Tensor) -> Tensor:
+        """``parts`` in order: over a sequence ``[T, B, *]`` in a spiking network, else over a batch ``[B, *]``."""
+        if self.spiking:
+            return run(parts, x)
+        for part in parts:
+            x = part(x)
+        return x
+
+
+def chain(model: nn.Module, rule: str) -> Chain:
+    """``model`` as a chain.
+
+    Raises:
+        TypeError: it is not one, for ``rule`` to train.
+    """
+    encoder = readout = None
+    body: nn.Module = model
+    prefix = ""
+    if isinstance(model, SpikingClassifier):
+        encoder, body, readout, prefix = model.encoder, model.network, model.readout, "network."
+    if not isinstance(body, Sequential if encoder is not None else nn.Sequential):
+        wanted = "a SpikingClassifier of a Sequential, or an nn.Sequential"
+        raise TypeError(
+            f"{rule} trains a chain of layers, {wanted}, and this is a {type(body).__name__}: use BPTT or FA"
+        )
+    head: list[nn.Module] = []
+    blocks: list[tuple[str, nn.Module, list[nn.Module], list[str]]] = []
+    for name, part in _flat(body, prefix):
+        if isinstance(part, SYNAPTIC):
+            blocks.append((name, part, [], []))
+            continue
+        inside = next(
+            (m for m in part.modules() if isinstance(m, (*SYNAPTIC, nn.RNNBase, EventConv2d, EventLinear))), None
+        )
+        if inside is not None:
+            raise TypeError(
+                f"{rule} trains a chain of layers, and {name} ({type(part).__name__}) holds weights in branches, in time or of "
+                "its own kind: use an architecture without residual, dense and recurrent blocks, or train this one by BPTT"
+            )
+        if blocks:
+            blocks[-1][2].append(part)
+            blocks[-1][3].append(name)
+        else:
+            head.append(part)
+    if not blocks:
+        raise TypeError(f"{rule} found no nn.Linear or nn.Conv layer to train")
+    made = tuple(Block(name, synapse, tuple(rest), tuple(names)) for name, synapse, rest, names in blocks)  # type: ignore[arg-type]
+    return Chain(encoder, tuple(head), made, readout)
+
+
+def _flat(container: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    for name, part in container._modules.items():
+        if isinstance(part, nn.Sequential):
+            yield from _flat(part, f"{prefix}{name}.")
+        elif part is not None:
+            yield f"{prefix}{name}", part

@@ -1,0 +1,59 @@
+"""Data-parallel training: each process takes a part of every batch, and gradients are summed over the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from snnrobust.data import Batch
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["broadcast", "reduce_gradients", "shard", "total"]
+
+
+def shard(batch: Batch, fabric: Fabric) -> Batch:
+    """This process's part of a batch: every n-th sample, perhaps none."""
+    if fabric.world_size == 1:
+        return batch
+    part = torch.arange(fabric.global_rank, len(batch.x), fabric.world_size)
+    return Batch(*(t[part] for t in batch))
+
+
+def total(fabric: Fabric, *values: float) -> list[float]:
+    """Sums over the processes."""
+    if fabric.world_size == 1:
+        return list(values)
+    mine = torch.tensor(values, dtype=torch.float64, device=fabric.device)
+    summed = fabric.all_reduce(mine, reduce_op="sum")
+    assert isinstance(summed, Tensor)
+    return summed.tolist()
+
+
+def broadcast(fabric: Fabric, *modules: nn.Module) -> None:
+    """Parameters and buffers of the first process everywhere: training begins from one model."""
+    if fabric.world_size == 1:
+        return
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data.copy_(fabric.broadcast(tensor.data))
+
+
+def reduce_gradients(fabric: Fabric, parameters: Sequence[nn.Parameter]) -> None:
+    """Sum the gradients over the processes; a parameter without one on every process stays without."""
+    if fabric.world_size == 1:
+        return
+    for dtype in sorted({p.dtype for p in parameters}, key=str):
+        group = [p for p in parameters if p.dtype == dtype]
+        has = torch.tensor([float(p.grad is not None) for p in group], dtype=dtype, device=fabric.device)
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
+        flat = torch.cat([*(g.flatten() for g in parts), has])
+        summed = fabric.all_reduce(flat, reduce_op="sum")
+        assert isinstance(summed, Tensor)
+        *gradients, has = summed.split([*(p.numel() for p in group), len(group)])
+        for p, gradient, present in zip(group, gradients, has.tolist(), strict=True):
+            p.grad = gradient.view_as(p) if present else None

@@ -1,0 +1,345 @@
+"""The one training loop: minibatches, schedule, data-parallel, resume. A rule says what the gradient of a batch is."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from snnrobust import checks
+from snnrobust.data import Batch, Data, batches, count_batches
+from snnrobust.draws import derive, device_of, draws
+from snnrobust.layers.synchronised import synchronised
+from snnrobust.learning_rules.activity import Activity
+from snnrobust.learning_rules.parallel import broadcast, reduce_gradients, shard, total
+from snnrobust.learning_rules.preflight import digest, plain, preflight, structure
+from snnrobust.learning_rules.progress import Bar, Log
+from snnrobust.learning_rules.resume import load_state, save_state
+from snnrobust.learning_rules.trainer import History
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["Lent", "Supervised"]
+
+Schedule = Literal["constant", "cosine", "step", "cyclic"]
+Precision = Literal["float32", "bfloat16"]
+Optimizer = Literal["adam", "sgd"]
+Keep = Literal["last", "best"]
+_WATCH = 50  # every so many steps the neurons' rates are looked at, which costs about one step in a hundred
+
+
+@dataclass
+class Lent:
+    """What a rule lends to a model while it trains.
+
+    Attributes:
+        backward: ``(x, y, scale) -> (mean loss, logits [B, K])``; adds ``scale`` times the rule's gradient of the mean loss to
+            ``.grad`` of what is learnt.
+        learnt: Modules that are learnt, saved and resumed beside the model.
+        after: Called after each step of the optimizer.
+        activity: Given by a rule that runs the neurons itself and reports what they fire with ``activity.see``.
+    """
+
+    backward: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+    learnt: nn.Module = field(default_factory=nn.Module)
+    after: Callable[[], None] | None = None
+    activity: Activity | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervised:
+    """Base of trainers by minibatches: a subclass implements :meth:`lend`, and perhaps :meth:`refuse`.
+
+    Args:
+        lr: Learning rate.
+        weight_decay: Decoupled from the gradient by Adam (AdamW), added to it by SGD.
+        batch_size: Samples a step, over all processes. A DataLoader keeps its own.
+        schedule: Of ``lr`` over the training. ``"constant"``; ``"cosine"`` to 0, a step each epoch; ``"step"``: divided by 10 at
+            50, 70 and 90 % of the epochs; ``"cyclic"``: up from 0 over the first 40 % of the steps and down to 0, linearly.
+        seed: Key of shuffling, of every draw of the model and of all that is random in the rule.
+        precision: ``"bfloat16"`` runs the layers that gain from it in 16 bits (``torch.autocast``); weights, potentials and the
+            optimiser stay in float32. It is faster where the processor has it.
+        optimizer: ``"adam"`` or ``"sgd"``.
+        momentum: Of SGD.
+        clip: Largest norm of the gradient of all parameters together; None is no limit.
+        accumulate: Parts into which a batch is divided to save memory. The step is the same, but for batch normalisation, whose
+            statistics are those of a part.
+        patience: Stop after so many epochs without a better validation accuracy; None never stops early.
+        keep: ``"best"`` ends with the weights of the epoch with the best validation accuracy, ``"last"`` with the last.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[Mapping[str, Any]] = {}
+
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    batch_size: int = 64
+    schedule: Schedule = "constant"
+    seed: int = 0
+    precision: Precision = "float32"
+    optimizer: Optimizer = "adam"
+    momentum: float = 0.9
+    clip: float | None = None
+    accumulate: int = 1
+    patience: int | None = None
+    keep: Keep = "last"
+
+    def __post_init__(self) -> None:
+        checks.number("lr", self.lr, 0.0, exclusive_low=True)
+        checks.number("weight_decay", self.weight_decay, 0.0)
+        checks.number("momentum", self.momentum, 0.0, 1.0)
+        checks.count("batch_size", self.batch_size)
+        checks.count("accumulate", self.accumulate)
+        checks.count("seed", self.seed, low=0)
+        for name, options in (
+            ("schedule", Schedule),
+            ("precision", Precision),
+            ("optimizer", Optimizer),
+            ("keep", Keep),
+        ):
+            checks.choice(name, getattr(self, name), get_args(options))
+        if self.clip is not None:
+            checks.number("clip", self.clip, 0.0, exclusive_low=True)
+        if self.patience is not None:
+            checks.count("patience", self.patience)
+
+    def lend(self, model: nn.Module, example: Tensor) -> AbstractContextManager[Lent]:
+        """Inside the context ``model`` has the rule's backward pass.
+
+        Args:
+            model: Already on its device, and what :meth:`refuse` let through.
+            example: One input ``[1, *]``.
+        """
+        raise NotImplementedError
+
+    def refuse(self, model: nn.Module, example: Tensor) -> None:
+        """Raise TypeError or ValueError if the rule cannot train ``model``, and say what to change."""
+
+    def fit(
+        self,
+        model: nn.Module,
+        train: Data,
+        validation: Data | None = None,
+        *,
+        epochs: int,
+        checkpoint: str | Path | None = None,
+        progress: bool = True,
+        fabric: Fabric | None = None,
+        log: str | Path | None = None,
+    ) -> History:
+        """Train ``model`` in place and leave it in eval mode, with the backward pass that it had before.
+
+        Args:
+            model: Inputs to logits ``[B, K]``.
+            train: Dataset, DataLoader or pair of tensors; see :func:`snnrobust.data.batches`.
+            validation: Its accuracy is recorded after each epoch.
+            epochs: Passes over ``train``.
+            checkpoint: File that holds the whole training state after each epoch. If it is there already, training goes on
+                from it, bit for bit as if it had never stopped.
+            progress: Show a progress bar.
+            fabric: A launched ``lightning_fabric.Fabric`` for other devices, precisions or several processes, among which
+                each batch is divided; default: the device where the model is.
+            log: Folder for TensorBoard.
+
+        Raises:
+            ValueError, TypeError: empty data, bad inputs or labels, a model that the rule cannot train, a checkpoint of
+                another training.
+            FloatingPointError: the loss is not finite.
+
+        Warns:
+            TrainingWarning: a layer does not fire any more, or always.
+        """
+        checks.module("model", model)
+        checks.count("epochs", epochs)
+        example = preflight(model, train)
+        if validation is not None:
+            preflight(model, validation)
+        elif self.patience is not None or self.keep == "best":
+            raise ValueError("patience and keep='best' go by the validation accuracy: give validation data")
+        self.refuse(model, example)
+        fabric = self._fabric(model, fabric)
+        path = None if checkpoint is None else Path(checkpoint)
+        moving = {"epochs": epochs} if self.schedule != "constant" else {}
+        identity = {"rule": self.name, **plain(self), **moving, "model": structure(model), "data": digest(train)}
+        fabric.to_device(model)
+        with self.lend(model, example.to(fabric.device)) as lent:
+            fabric.to_device(lent.learnt)
+            broadcast(fabric, model, lent.learnt)
+            run = _Run(self, model, lent, fabric, epochs)
+            if path is not None and path.exists():
+                run.history, run.best = load_state(path, model, run.optimizer, identity, lent.learnt)
+            if len(run.history.records) > epochs:
+                raise ValueError(
+                    f"{path} is already at epoch {len(run.history.records)}, past epochs={epochs}: raise epochs"
+                )
+            self._epochs(run, train, validation, path, identity, progress, log)
+            if self.keep == "best" and run.best is not None:
+                model.load_state_dict(run.best)
+            run.history.learnt = {name: t.detach().clone() for name, t in lent.learnt.state_dict().items()}
+        model.eval()
+        return run.history
+
+    def _epochs(
+        self,
+        run: _Run,
+        train: Data,
+        validation: Data | None,
+        path: Path | None,
+        identity: dict[str, Any],
+        progress: bool,
+        log: str | Path | None,
+    ) -> None:
+        records, first = run.history.records, run.fabric.is_global_zero
+        logged = Log(log if first else None)
+        bar = Bar(progress and first, self.name, train, self.batch_size, run.epochs, run.history)
+        try:
+            with bar if len(records) < run.epochs else nullcontext():
+                while len(records) < run.epochs and not self._exhausted(records):
+                    began = time.perf_counter()
+                    record = run.epoch(train, len(records), bar)
+                    accuracy = None if validation is None else run.accuracy(validation, len(records))
+                    seconds = time.perf_counter() - began
+                    records.append({**record, "validation_accuracy": accuracy, "seconds": seconds})
+                    if self.keep == "best" and _best(records) == len(records) - 1:
+                        run.best = {name: t.detach().clone() for name, t in run.model.state_dict().items()}
+                    if path is not None and first:
+                        save_state(path, run.model, run.optimizer, identity, run.history, run.lent.learnt, run.best)
+                    bar.epoch(records[-1])
+                    logged.epoch(records[-1])
+        finally:
+            logged.close()
+
+    def _exhausted(self, records: list[dict[str, Any]]) -> bool:
+        return bool(records) and self.patience is not None and len(records) - 1 - _best(records) >= self.patience
+
+    def _fabric(self, model: nn.Module, fabric: Fabric | None) -> Fabric:
+        from lightning_fabric import Fabric
+
+        if fabric is None:
+            device = device_of(model)
+            devices: int | list[int] = 1 if device.type == "cpu" else [device.index or 0]
+            precision = "bf16-mixed" if self.precision == "bfloat16" else "32-true"
+            return Fabric(accelerator=device.type, devices=devices, precision=precision)  # type: ignore[arg-type]
+        if self.precision != "float32":
+            raise ValueError(
+                f"precision is {self.precision!r}, but a fabric has its own: make that one with precision='bf16-mixed'"
+            )
+        own = fabric._precision.precision
+        if own not in ("32-true", "64-true", "bf16-mixed"):
+            raise ValueError(f"fabric has precision {own!r}: use '32-true' or 'bf16-mixed', which train alike here")
+        return fabric
+
+    def _lr(self, epoch: int, epochs: int, within: float) -> float:
+        """Of an epoch, a share ``within`` of which is done."""
+        done = epoch / epochs
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+        if self.schedule == "step":
+            return self.lr * 0.1 ** sum(epoch >= math.ceil(share * epochs) for share in (0.5, 0.7, 0.9))
+        if self.schedule == "cyclic":
+            at = (epoch + within) / epochs
+            return self.lr * (at / 0.4 if at < 0.4 else (1 - at) / 0.6)
+        return self.lr
+
+
+class _Run:
+    """A training that is going on."""
+
+    def __init__(self, rule: Supervised, model: nn.Module, lent: Lent, fabric: Fabric, epochs: int) -> None:
+        self.rule, self.model, self.lent, self.fabric, self.epochs = rule, model, lent, fabric, epochs
+        self.parameters = [p for m in (model, lent.learnt) for p in m.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("the model has no parameter with requires_grad=True: there is nothing to learn")
+        self.optimizer: torch.optim.Optimizer
+        if rule.optimizer == "adam":
+            self.optimizer = torch.optim.AdamW(self.parameters, lr=rule.lr, weight_decay=rule.weight_decay)
+        else:
+            self.optimizer = torch.optim.SGD(
+                self.parameters, lr=rule.lr, momentum=rule.momentum, weight_decay=rule.weight_decay
+            )
+        self.history, self.best = History(), None  # type: History, dict[str, Tensor] | None
+        self.activity = Activity(model) if lent.activity is None else lent.activity
+
+    def epoch(self, data: Data, epoch: int, bar: Bar) -> dict[str, Any]:
+        self.model.train()
+        loss_sum, correct, seen, rule = 0.0, 0.0, 0.0, self.rule
+        steps, lr = count_batches(data, rule.batch_size), rule.lr
+        for index, batch in enumerate(batches(data, rule.batch_size, derive(rule.seed, "shuffle", epoch))):
+            lr = rule._lr(epoch, self.epochs, min(index / steps, 1.0) if steps else 0.0)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            watched = index % _WATCH == 0
+            hooks = self.lent.activity is None
+            with self.activity.watching(epoch, index, hooks) if watched else nullcontext():
+                loss, right = self._step(batch, derive(rule.seed, "train", epoch, index))
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} in epoch {epoch + 1}: lower lr ({rule.lr}), or limit the gradient with clip"
+                )
+            if rule.clip is not None:
+                nn.utils.clip_grad_norm_(self.parameters, rule.clip)
+            self.optimizer.step()
+            if self.lent.after is not None:
+                self.lent.after()
+            loss_sum, correct, seen = loss_sum + loss * len(batch.x), correct + right, seen + len(batch.x)
+            bar.batch(epoch, loss_sum / seen, correct / seen, len(batch.x))
+        rates = self.activity.rates()
+        rate = sum(rates.values()) / len(rates) if rates else None
+        found = {"epoch": epoch + 1, "loss": loss_sum / seen, "accuracy": correct / seen}
+        return {**found, "spike_rate": rate, "rates": rates, "lr": lr}
+
+    def _step(self, batch: Batch, key: int) -> tuple[float, float]:
+        """Leave the gradient of the whole batch in the parameters; its mean loss and the number of right predictions."""
+        self.optimizer.zero_grad()
+        mine = shard(batch, self.fabric)
+        loss_sum = correct = 0.0
+        for index in torch.arange(len(mine.x)).tensor_split(self.rule.accumulate):
+            part, counted = Batch(*(t[index] for t in mine)), len(index) > 0
+            if not counted and self.fabric.world_size == 1:
+                continue
+            if not counted:  # fewer samples than processes: go along where others have to be met, and count for nothing
+                part = Batch(*(t[:1] for t in batch))
+            x, y = part.x.to(self.fabric.device), part.y.to(self.fabric.device)
+            scale = len(index) / len(batch.x)
+            with (
+                draws(self.model, key, part.sample_ids),
+                synchronised(self.model, counted),
+                self.fabric.autocast(),
+            ):
+                loss, logits = self.lent.backward(x, y, scale)
+            if counted:
+                loss_sum += float(loss) * scale
+                correct += float((logits.argmax(1) == y).sum())
+        reduce_gradients(self.fabric, self.parameters)
+        loss_sum, correct = total(self.fabric, loss_sum, correct)
+        return loss_sum, correct
+
+    @torch.no_grad()
+    def accuracy(self, data: Data, epoch: int) -> float:
+        self.model.eval()
+        correct, seen = 0.0, 0
+        for index, batch in enumerate(batches(data, self.rule.batch_size)):
+            seen += len(batch.x)
+            mine = shard(batch, self.fabric)
+            if len(mine.x) == 0:
+                continue
+            x, y = mine.x.to(self.fabric.device), mine.y.to(self.fabric.device)
+            with draws(self.model, derive(self.rule.seed, "validate", epoch, index), mine.sample_ids):
+                logits = checks.call(self.model, x, y)
+            correct += float((logits.argmax(1) == y).sum())
+        (correct,) = total(self.fabric, correct)
+        return correct / seen
+
+
+def _best(records: list[dict[str, Any]]) -> int:
+    """The first epoch with the best validation accuracy."""
+    found = [record["validation_accuracy"] for record in records]
+    return found.index(max(found))
