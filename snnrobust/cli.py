@@ -6,7 +6,7 @@ import ctypes
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import resources
 from pathlib import Path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from snnrobust.energy import Operations
+    from snnrobust.experiments import Experiment
     from snnrobust.models import SpikingClassifier
 
 
@@ -65,12 +66,12 @@ def _width() -> int:
     return max(80, min(140, shutil.get_terminal_size((110, 24)).columns))
 
 
-def _run(path: Path, folder: Path, quiet: bool) -> None:
+def _run(read: Callable[[], tuple[Experiment, str]], folder: Path, quiet: bool) -> None:
     from snnrobust import experiments
     from snnrobust.evaluation import RobustnessReport
 
     with _errors():
-        experiment, text = experiments.read(path)
+        experiment, text = read()
         finished = (folder / "results.json").exists()
         results = experiments.run(experiment, text, folder, progress=not quiet)
         if finished:
@@ -93,13 +94,28 @@ def _run(path: Path, folder: Path, quiet: bool) -> None:
 
 
 @app.command()
-def demo(output: Output = None, quiet: Quiet = False) -> None:
+def demo(
+    trainer: Annotated[
+        str | None, typer.Option(help="Learning rule of the SNN, such as DFA; `snnrobust list` has all.")
+    ] = None,
+    output: Output = None,
+    quiet: Quiet = False,
+) -> None:
     """Train an ANN and an SNN on handwritten digits, attack both, put them on imperfect chips, and judge them.
 
-    Example: snnrobust demo --output runs/demo
+    Example: snnrobust demo --trainer dfa
     """
-    with resources.as_file(resources.files("snnrobust.experiments") / "demo.toml") as path:
-        _run(path, output or Path("runs/demo"), quiet)
+    from snnrobust.experiments import parse
+    from snnrobust.learning_rules import rule_name
+
+    text = (resources.files("snnrobust.experiments") / "demo.toml").read_text(encoding="utf-8")
+    folder = Path("runs/demo")
+    if trainer is not None:
+        with _errors():
+            trainer = rule_name(trainer)
+        text = f'trainer = "{trainer}"  # of every spiking network, in place of its own\n{text}'
+        folder = Path(f"runs/demo-{trainer.lower()}")
+    _run(lambda: (parse(text, "the demo"), text), output or folder, quiet)
 
 
 @app.command()
@@ -112,13 +128,17 @@ def run(
 
     Example: snnrobust run examples/digits.toml -o runs/digits
     """
-    _run(experiment, output or Path("runs") / experiment.stem, quiet)
+    from snnrobust.experiments import read
+
+    _run(lambda: read(experiment), output or Path("runs") / experiment.stem, quiet)
 
 
 @app.command()
 def attack(
     checkpoint: Annotated[Path, typer.Argument(help="A model's checkpoint (safetensors).")],
-    data: Annotated[str, typer.Option(help="Data set: digits, mnist or fashion-mnist.")] = "digits",
+    data: Annotated[
+        str, typer.Option(help="Data set: digits, mnist, fashion-mnist, cifar10 or cifar10-small.")
+    ] = "digits",
     attack: Annotated[str, typer.Option(help="FGSM, PGD or RandomSign.")] = "PGD",
     eps: Annotated[list[str] | None, typer.Option(help='Budgets, such as 0.1 or "8/255"; may be repeated.')] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of PGD; by default 20.")] = None,
@@ -169,7 +189,9 @@ def attack(
 @app.command()
 def inspect(
     checkpoint: Annotated[Path, typer.Argument(help="A model's checkpoint (safetensors).")],
-    data: Annotated[str, typer.Option(help="Data set: digits, mnist or fashion-mnist.")] = "digits",
+    data: Annotated[
+        str, typer.Option(help="Data set: digits, mnist, fashion-mnist, cifar10 or cifar10-small.")
+    ] = "digits",
     samples: Annotated[int, typer.Option(help="The first so many test samples.")] = 200,
     seed: Annotated[int, typer.Option(help="Key of the model's draws.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for JSON and pictures.")] = None,

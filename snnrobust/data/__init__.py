@@ -1,6 +1,6 @@
-"""Data sets, and batches with the identity of each sample."""
+"""Data sets, and batches that know which sample is which."""
 
 from snnrobust.data.batches import Batch, Data, batches, count_batches, take
-from snnrobust.data.images import DATASETS, data_root, load
+from snnrobust.data.images import DATASETS, SHAPES, data_root, load
 
-__all__ = ["DATASETS", "Batch", "Data", "batches", "count_batches", "data_root", "load", "take"]
+__all__ = ["DATASETS", "SHAPES", "Batch", "Data", "batches", "count_batches", "data_root", "load", "take"]

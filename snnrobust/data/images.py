@@ -1,4 +1,4 @@
-"""Static image sets: scikit-learn's digits (embedded), and MNIST-like sets in their official files."""
+"""Static image sets: scikit-learn's digits (embedded), MNIST-like sets and CIFAR-10 in their official files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,19 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from snnrobust import checks
+from snnrobust.data.cifar import cifar10, cifar10_small
 
-__all__ = ["DATASETS", "data_root", "load"]
+__all__ = ["DATASETS", "SHAPES", "data_root", "load"]
 
-DATASETS = ("digits", "mnist", "fashion-mnist")
+SHAPES: dict[str, tuple[int, int, int]] = {
+    "digits": (1, 8, 8),
+    "mnist": (1, 28, 28),
+    "fashion-mnist": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+    "cifar10-small": (3, 32, 32),
+}
+"""Shapes of the images of each set, ``(C, H, W)``."""
+DATASETS = tuple(SHAPES)
 
 
 def data_root() -> Path:
@@ -30,7 +39,8 @@ def load(name: str, split: str, root: str | Path | None = None) -> TensorDataset
 
     Args:
         name: ``"digits"`` (1,797 scans of 8 x 8, embedded in scikit-learn; 500 of them, stratified, are the test set),
-            ``"mnist"`` or ``"fashion-mnist"`` (60,000 and 10,000 of 28 x 28).
+            ``"mnist"`` or ``"fashion-mnist"`` (60,000 and 10,000 of 28 x 28), ``"cifar10"`` (50,000 and 10,000 of 3 x 32 x 32) or
+            ``"cifar10-small"`` (20,000 and 1,000 of them: the first 2,000 of each class, the first test images).
         split: ``"train"`` or ``"test"``.
         root: Folder that holds the sets; default :func:`data_root`.
 
@@ -42,7 +52,11 @@ def load(name: str, split: str, root: str | Path | None = None) -> TensorDataset
     checks.choice("split", split, ("train", "test"))
     if name == "digits":
         return _digits(split)
-    folder = (data_root() if root is None else Path(root)) / name
+    root = data_root() if root is None else Path(root)
+    if name.startswith("cifar10"):
+        images, labels = (cifar10 if name == "cifar10" else cifar10_small)(root / "cifar10", split)
+        return TensorDataset(images.float().div_(255), labels)
+    folder = root / name
     prefix = "train" if split == "train" else "t10k"
     images = _idx(folder / f"{prefix}-images-idx3-ubyte.gz", rank=3)
     labels = _idx(folder / f"{prefix}-labels-idx1-ubyte.gz", rank=1)

@@ -21,7 +21,7 @@ from snnrobust.attacks import (
     cross_entropy,
     margin,
 )
-from snnrobust.data import DATASETS
+from snnrobust.data import DATASETS, SHAPES
 from snnrobust.draws import derive, evaluating, keyed
 from snnrobust.encoders import ENCODERS, Delta, Encoder, Frames, LevelCrossing, Poisson
 from snnrobust.experiments.component import Component, make
@@ -195,12 +195,18 @@ def _try(section: ModelSection, model: nn.Module, shape: Sequence[int]) -> None:
 
 def rehearse(experiment: Experiment) -> None:
     """Build everything once, small, so that a mistake is found before any work is done."""
-    shape, classes = ((1, 8, 8) if experiment.data.name == "digits" else (1, 28, 28)), 10
+    shape, classes = SHAPES[experiment.data.name], 10
     with torch.device("meta"):  # shapes without weights: a large network costs nothing here
         models = {m.name: build_model(m, shape, classes, 0) for m in experiment.models}
     for m in experiment.models:
-        build_rule(m, 0)
+        rule = build_rule(m, 0)
         _try(m, models[m.name], shape)
+        refuse = getattr(rule, "refuse", None)
+        if refuse is not None and m.same_weights_as is None:
+            try:
+                refuse(models[m.name], torch.empty(1, *shape, device="meta"))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"models.{m.name}: {error}") from error
         for chip in experiment.chips if m.trap is None else ():
             try:
                 deploy(models[m.name], Backend(), seed=0)  # what it refuses depends on the model alone

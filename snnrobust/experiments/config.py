@@ -22,6 +22,7 @@ from snnrobust import checks
 from snnrobust.data import DATASETS
 from snnrobust.evaluation.report import CLEAN, IDEAL, NULL, WORST
 from snnrobust.experiments.component import Component
+from snnrobust.learning_rules import RULES, rule_name
 from snnrobust.models import ARCHITECTURES, NORMS, remembers
 
 __all__ = ["Experiment", "file_name", "parse", "read"]
@@ -81,6 +82,28 @@ class GammaRule(_Section):
     gamma: float
 
 
+def _trainer(where: str, value: Any) -> dict[str, Any] | None:
+    """A rule by name, in any case, or by name and arguments."""
+    if value is None:
+        return None
+    given = {"type": value} if isinstance(value, str) else value
+    if not isinstance(given, dict) or not isinstance(given.get("type"), str):
+        raise ValueError(f'{where} must be a rule such as "DFA" or {{ type = "DFA", lr = 1e-3 }}, got {value!r:.80}')
+    try:
+        return {**given, "type": rule_name(given["type"])}
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _trained_by(model: dict[str, Any], rule: dict[str, Any], force: bool) -> dict[str, Any]:
+    """A model's section with ``rule`` and with what that needs; if ``force``, in place of what is there."""
+    needs = dict(RULES[rule["type"]].needs)
+    model = {**model, **needs} if force else {**needs, **model}
+    if "same_weights_as" in model:
+        return model
+    return {**model, "training": {**model.get("training", {}), "rule": rule}}
+
+
 def _truncation(value: Any) -> int | GammaRule:
     try:
         if not isinstance(value, dict):
@@ -93,7 +116,11 @@ def _truncation(value: Any) -> int | GammaRule:
 
 
 class ModelSection(_Section):
-    """A network to be trained; or, with ``same_weights_as``, another's weights behind another encoder."""
+    """A network to be trained; or, with ``same_weights_as``, another's weights behind another encoder.
+
+    ``trainer = "DFA"`` is short for ``training.rule = { type = "DFA" }`` and for the keys that a model for this rule must have
+    (``needs`` of the rule), where the section does not set them.
+    """
 
     name: Name
     kind: Literal["spiking", "ordinary"] = "spiking"
@@ -177,6 +204,27 @@ class Experiment(_Section):
     chips: list[ChipSection] = Field(default=[])
     evaluation: Evaluation = Evaluation()
     diagnosis: Diagnosis | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trainers(cls, value: Any) -> Any:
+        """``trainer`` written out: of a model, and of the whole experiment, which goes before what the models say."""
+        if not isinstance(value, dict) or not isinstance(value.get("models"), list):
+            return value
+        value = dict(value)
+        of_all = _trainer("trainer", value.pop("trainer", None))
+        models = []
+        for m in value["models"]:
+            if isinstance(m, dict):
+                own = _trainer(f"models.{m.get('name')}.trainer", m.get("trainer"))
+                m = {k: v for k, v in m.items() if k != "trainer"}
+                if own is not None and (of_all is not None or "rule" in m.get("training", {})):
+                    raise ValueError(f"models.{m.get('name')}: trainer is given twice, remove it here or there")
+                spiking = m.get("kind", "spiking") == "spiking"
+                m = _trained_by(m, own, force=False) if own is not None else m
+                m = _trained_by(m, of_all, force=True) if of_all is not None and spiking else m
+            models.append(m)
+        return {**value, "models": models}
 
     def attacks_on(self, victim: ModelSection) -> list[AttackSection]:
         """The attacks that apply: not limited to others, not a transfer from itself, no surrogate without a spiking model."""

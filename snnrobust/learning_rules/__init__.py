@@ -2,6 +2,6 @@
 
 from snnrobust.learning_rules.bptt import BPTT
 from snnrobust.learning_rules.supervised import Lent, Supervised
-from snnrobust.learning_rules.trainer import RULES, History, Trainer, TrainingWarning
+from snnrobust.learning_rules.trainer import RULES, History, Trainer, TrainingWarning, rule_name
 
-__all__ = ["BPTT", "RULES", "History", "Lent", "Supervised", "Trainer", "TrainingWarning"]
+__all__ = ["BPTT", "RULES", "History", "Lent", "Supervised", "Trainer", "TrainingWarning", "rule_name"]

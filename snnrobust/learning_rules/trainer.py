@@ -9,12 +9,27 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from snnrobust import checks
 from snnrobust.data import Data
 
-__all__ = ["RULES", "History", "Trainer", "TrainingWarning"]
+__all__ = ["RULES", "History", "Trainer", "TrainingWarning", "rule_name"]
 
 RULES: dict[str, type[Trainer]] = {}
 """Trainers by name; each adds itself in its own file."""
+
+
+def rule_name(name: str) -> str:
+    """The registered name of a rule, whatever case and punctuation it is given in: ``"dfa"``, ``"e-prop"``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = {_bare(known): known for known in RULES}.get(_bare(name)) if isinstance(name, str) else None
+    return checks.choice("learning rule", name, RULES) if found is None else found
+
+
+def _bare(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
 
 
 class TrainingWarning(UserWarning):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from snnrobust.data import DATASETS, data_root, load
+from snnrobust.data import DATASETS, SHAPES, data_root, load
 
 
 def idx(array, magic=None):
@@ -155,6 +155,11 @@ def test_the_real_files(name, split, size, first):
 
 def test_every_data_set_is_loadable_by_name(tmp_path):
     for name in DATASETS:
-        if name != "digits":
+        if name.startswith("cifar10"):
+            (tmp_path / "cifar10").mkdir(exist_ok=True)
+            (tmp_path / "cifar10" / "test_batch.bin").write_bytes(bytes(2 * 3073))
+        elif name != "digits":
             write(tmp_path, name=name)
-        assert len(load(name, "test", tmp_path)) > 0
+        x, _ = load(name, "test", tmp_path).tensors
+        assert len(x) > 0
+        assert name not in ("digits", "cifar10") or x.shape[1:] == SHAPES[name]
