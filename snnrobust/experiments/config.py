@@ -131,6 +131,7 @@ class ModelSection(_Section):
     normalise: Normalisation | None = None  # of the input; by default none
     readout: Component = Component(type="MeanMembrane")
     training: Training = Training()
+    trainer: None = Field(default=None, exclude=True)  # written out as training.rule before anything is checked
     same_weights_as: Name | None = None
     # after training, keep only so many time steps, or those that BNTT says are needed
     truncate: Annotated[int | GammaRule | None, BeforeValidator(_truncation)] = None
@@ -198,6 +199,7 @@ class Experiment(_Section):
     name: Name
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     notes: list[str] = Field(default=[])  # shown in the report
+    trainer: None = Field(default=None, exclude=True)  # written out in the models before anything is checked
     data: DataSection = DataSection()
     models: list[ModelSection] = Field(min_length=1)
     attacks: list[AttackSection] = Field(min_length=1)

@@ -2,10 +2,13 @@
 
 from importlib import resources
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+from torch import Tensor, nn
 
 from snnrobust import experiments
+from snnrobust.learning_rules import BPTT, RULES
 
 GOOD = """
 name = "small"
@@ -133,3 +136,59 @@ def test_what_would_fail_only_after_training_is_named_before(old: str, new: str,
     assert old in GOOD
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         experiments.parse(GOOD.replace(old, new, 1))
+
+
+def test_a_trainer_is_one_key() -> None:
+    """It stands for the rule and for what a model for it must have; what the section says itself stays."""
+    text = GOOD.replace('training = { epochs = 1, rule = { type = "BPTT", lr = 1e-2 } }', 'trainer = "bptt"')
+    model = experiments.parse(text).models[0]
+    assert (model.training.rule.type, model.training.rule.arguments) == ("BPTT", {})
+    text = text.replace('"bptt"', '{ type = "b-p-t-t", lr = 0.5 }\ntraining = { epochs = 7 }')
+    model = experiments.parse(text).models[0]
+    assert (model.training.epochs, model.training.rule.arguments) == (7, {"lr": 0.5})
+    assert "trainer" not in model.model_dump(mode="json")
+
+
+class Needy(BPTT):
+    name = "Needy"
+    needs: ClassVar[dict[str, Any]] = {"norm": "none", "neuron": {"type": "IF"}}
+
+
+def test_a_rule_brings_what_its_models_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "Needy", Needy)
+    own = GOOD.replace('training = { epochs = 1, rule = { type = "BPTT", lr = 1e-2 } }', 'trainer = "needy"')
+    model = experiments.parse(own).models[0]
+    assert (model.norm, model.neuron.type) == ("none", "LIF")  # the section names its neuron itself
+    other = '[[models]]\nname = "again"\nsame_weights_as = "snn"\nencoder = { type = "Direct", time_steps = 2 }\n[[attacks]]'
+    experiment = experiments.parse('trainer = "needy"\n' + GOOD.replace("[[attacks]]", other, 1))
+    snn, ann, again = experiment.models
+    assert (snn.norm, snn.neuron.type, snn.training.epochs, snn.training.rule.type) == ("none", "IF", 1, "Needy")
+    assert (again.norm, again.neuron.type) == ("none", "IF")
+    assert ann.training.rule.type == "BPTT"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('name = "small"', 'name = "small"\ntrainer = "BPPT"', "did you mean 'BPTT'"),
+        ('name = "small"', 'name = "small"\ntrainer = 3', 'must be a rule such as "DFA"'),
+        ('name = "snn"', 'name = "snn"\ntrainer = "BPTT"', "models.snn: trainer is given twice"),
+        ('kind = "ordinary"', 'kind = "ordinary"\ntrainer = { lr = 1.0 }', "models.ann.trainer must be a rule"),
+    ],
+)
+def test_a_wrong_trainer_is_named(old: str, new: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        experiments.parse(GOOD.replace(old, new, 1))
+
+
+class Refusing(BPTT):
+    name = "Refusing"
+
+    def refuse(self, model: nn.Module, example: Tensor) -> None:
+        raise TypeError("not this model: take another")
+
+
+def test_a_rule_that_cannot_train_a_model_says_so_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "Refusing", Refusing)
+    with pytest.raises(ValueError, match=r"models\.snn: not this model: take another"):
+        experiments.parse(GOOD.replace('"BPTT", lr = 1e-2', '"Refusing"'))
