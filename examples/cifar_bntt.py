@@ -1,6 +1,6 @@
 """CIFAR-10 with and without batch normalisation through time: the table of docs/learning_rules.md.
 
-    python examples/cifar_bntt.py                      # a narrow VGG5, T = 10, 20,000 images: about 20 minutes a seed on one core
+    python examples/cifar_bntt.py                      # a narrow VGG5, T = 10, 20,000 images: about 10 minutes a seed on one core
     python examples/cifar_bntt.py --full --device cuda # VGG9, T = 25, 50,000 images: not run here, it needs a GPU
     python examples/cifar_bntt.py --only seed0         # part of it; interrupt it as you like, it goes on where it stopped
 
@@ -102,7 +102,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     options.output = options.output or Path("runs/cifar-bntt-full" if options.full else "runs/cifar-bntt")
-    options.epochs = options.epochs or (100 if options.full else 12)
+    options.epochs = options.epochs or (100 if options.full else 6)
     options.output.mkdir(parents=True, exist_ok=True)
     runs = {
         (norm, seed): train(norm, seed, options)
