@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import attack, encoder, events, harness, lif, peers, plots, report, steps, threads, train
+from benchmarks import attack, encoder, events, harness, lif, peers, plots, report, rules, steps, threads, train
 from benchmarks.environment import allocator, environment
 from benchmarks.harness import Result
 
@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, tuple[harness.Cases, int]] = {
     "threads": (threads.cases, 9),
     "steps": (steps.cases, 5),
     "steps-memory": (steps.peaks, 1),
+    "rules-memory": (rules.peaks, 1),
 }
 """Name to (cases, repeats)."""
 
