@@ -46,7 +46,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.rule}-{self.network['architecture']}"
+        return f"{self.rule}-{self.network.get('architecture', 'own')}"
 
 
 COSINE = {"schedule": "cosine"}
@@ -96,7 +96,10 @@ def accuracy(model: torch.nn.Module) -> float:
 
 
 def table(results: dict[tuple[str, int], dict[str, Any]], runs: list[Run]) -> str:
-    rows = ["| rule | network | T | epochs | seeds | test accuracy in %: mean (each seed) | seconds an epoch |", "|" + "---|" * 7]
+    rows = [
+        "| rule | network | T | epochs | seeds | test accuracy in %: mean (each seed) | seconds an epoch |",
+        "|" + "---|" * 7,
+    ]
     for run in runs:
         found = [r for (name, _), r in sorted(results.items()) if name == run.name]
         each = [r["accuracy"] for r in found]
@@ -113,7 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="MNIST by every learning rule.")
     parser.add_argument("--output", type=Path, default=Path("runs/mnist-rules"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", metavar="TEXT", default="", help="only runs with TEXT in their name, such as DFA-mlp-seed0")
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="only runs with TEXT in their name, such as DFA-mlp-seed0"
+    )
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     chosen = [(run, seed) for run in RUNS for seed in range(options.seeds) if options.only in f"{run.name}-seed{seed}"]
