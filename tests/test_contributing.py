@@ -14,9 +14,14 @@ from snnrobust.attacks import ATTACKS
 from snnrobust.draws import draws
 from snnrobust.encoders import ENCODERS
 from snnrobust.hardware import BACKENDS
+from snnrobust.learning_rules import RULES
 
 IMPORTS = """
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
+import torch.nn.functional as F
 from torch import Tensor, nn
 from snnrobust import checks
 from snnrobust.attacks.attack import Attack, warn_if_blunt
@@ -25,6 +30,7 @@ from snnrobust.attacks.threat import Linf
 from snnrobust.draws import Stream
 from snnrobust.encoders.encoder import Encoder, repeat
 from snnrobust.hardware.backend import Array, Backend
+from snnrobust.learning_rules import RULES, Lent, Supervised
 """
 
 
@@ -32,11 +38,11 @@ from snnrobust.hardware.backend import Array, Backend
 def shown() -> Iterator[dict[str, Any]]:
     """The classes that the page defines; they register themselves, and are forgotten afterwards."""
     page = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
-    before = [dict(registry) for registry in (ATTACKS, ENCODERS, BACKENDS)]
+    before = [dict(registry) for registry in (ATTACKS, ENCODERS, BACKENDS, RULES)]
     names: dict[str, Any] = {}
     exec(IMPORTS + "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), names)
     yield names
-    for registry, content in zip((ATTACKS, ENCODERS, BACKENDS), before, strict=True):
+    for registry, content in zip((ATTACKS, ENCODERS, BACKENDS, RULES), before, strict=True):
         registry.clear()
         registry.update(content)  # type: ignore[arg-type]
 
@@ -45,6 +51,7 @@ def test_they_register_themselves(shown: dict[str, Any]) -> None:
     assert "BIM" in ATTACKS
     assert "Noisy" in ENCODERS
     assert "DeadCells" in BACKENDS
+    assert "LabelSmoothing" in RULES
 
 
 def test_the_attack_raises_the_loss_within_the_budget(shown: dict[str, Any]) -> None:
@@ -70,3 +77,11 @@ def test_the_backend_kills_its_share(shown: dict[str, Any]) -> None:
     stored = chip(torch.eye(100))
     assert float((stored == 0).float().mean()) == pytest.approx(0.3, abs=5 * (0.3 * 0.7 / 10_000) ** 0.5)
     assert torch.equal(stored, hardware.deploy(model, shown["DeadCells"](0.3), seed=1)(torch.eye(100)))
+
+
+def test_the_rule_learns_what_it_says(shown: dict[str, Any]) -> None:
+    """With labels smoothed by half of all classes, the best answer to a single class is no certainty."""
+    torch.manual_seed(0)
+    model, x, y = nn.Sequential(nn.Linear(6, 2)), torch.rand(40, 6), torch.zeros(40, dtype=torch.int64)
+    shown["LabelSmoothing"](smoothing=0.5, lr=0.1).fit(model, (x, y), epochs=200, progress=False)
+    assert (model(x).softmax(1)[:, 0] - 0.75).abs().max() < 0.05
