@@ -18,8 +18,8 @@ class Bar:
     def __init__(self, visible: bool, label: str, data: Data, batch_size: int, epochs: int, history: History) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn(f"training by {label}"), BarColumn(), TextColumn("{task.description}"))
-        self._progress = Progress(*columns, TimeRemainingColumn(), disable=not visible)
+        columns = (BarColumn(14), TextColumn("{task.description}"), TimeRemainingColumn())  # fits 80 characters
+        self._progress, self._label = Progress(*columns, disable=not visible), label
         self._steps, self._epochs, self._visible = count_batches(data, batch_size), epochs, visible
         total = None if self._steps is None else self._steps * epochs
         done = len(history.records) * (self._steps or 0)
@@ -59,8 +59,8 @@ class Bar:
     def _describe(self, epoch: int, loss: float, accuracy: float) -> None:
         speed = f", {self._seen / self._spent:,.0f} samples/s" if self._spent else ""
         rate = "" if self._rate is None else f", firing {self._rate:.1%}"
-        text = f"epoch {epoch + 1}, loss {loss:.3f}, accuracy {accuracy:.1%}{rate}{self._validation}"
-        self._progress.update(self._task, description=text + speed)
+        text = f"epoch {epoch + 1}, loss {loss:.3f}, accuracy {accuracy:.1%}{self._validation}"
+        self._progress.update(self._task, description=f"{text}\nby {self._label}{rate}{speed}")
 
 
 def check_log(folder: str | Path | None) -> None:

@@ -332,7 +332,7 @@ class _Run:
             with draws(self.model, key, part.sample_ids), self._together(counted), self.fabric.autocast():
                 loss, logits = self.lent.backward(x, y, scale)
             if counted:
-                loss_sum += float(loss) * scale
+                loss_sum += float(loss.detach()) * scale
                 correct += int((logits.argmax(1) == y).sum())
         if self.fabric.world_size > 1:
             reduce_gradients(self.fabric, self.parameters)
