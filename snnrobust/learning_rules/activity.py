@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snnrobust import temporal
 from snnrobust.learning_rules.trainer import TrainingWarning
 from snnrobust.neurons import Neuron, Recurrent
+from snnrobust.temporal import Temporal
 
 __all__ = ["Activity"]
 
@@ -23,8 +26,8 @@ Total = Callable[..., list[float]]
 class Activity:
     """Firing rates by layer (of ReLU: the share that is not zero), of the batches that are watched.
 
-    A watched layer has a hook, so it is not fused with the normalisation before it: what follows may differ in the last bit
-    from a step that nobody watches. In a model that is compiled nothing is watched: hooks would compile it again.
+    A watched layer has a hook, so it is shown every step and not fused with the normalisation before it: sums may be in another
+    order than in a step that nobody watches. In a compiled model nothing is watched: hooks would compile it again.
 
     Args:
         model: Its neurons, recurrent layers and ReLUs are watched.
@@ -45,24 +48,52 @@ class Activity:
 
     def see(self, layer: nn.Module, output: Tensor) -> None:
         """Count one output of ``layer``; for rules that run the neurons themselves. Does nothing unless ``on``."""
-        if self.on and id(layer) in self._names:
+        again = torch._C._current_graph_task_id() >= 0  # recomputed in the backward pass
+        if self.on and id(layer) in self._names and not again:
             with torch.no_grad():
                 self._add(self._batch, self._names[id(layer)], int(torch.count_nonzero(output)), output.numel())
 
     @contextmanager
     def watching(self, hooks: bool = True) -> Iterator[None]:
         """Inside, ``on`` is set and what the layers give is counted, by hooks or by a rule that calls :meth:`see`."""
-        handles = []
-        if hooks:
-            for layer in self.layers.values():
-                handles.append(layer.register_forward_hook(lambda m, _, y: self.see(m, y)))
         self.on, self._batch = True, self._none()
         try:
-            yield
+            with ExitStack() as hung:
+                for layer in self.layers.values() if hooks else ():
+                    self._hang(hung, layer)
+                yield
         finally:
             self.on = False
-            for handle in handles:
-                handle.remove()
+
+    def _hang(self, hung: ExitStack, layer: nn.Module) -> None:
+        """See what ``layer`` gives when it is called, and when a sequence goes through it in pieces, which no hook is told."""
+        called: list[bool] = []
+
+        def seen(_: nn.Module, __: object, y: Tensor) -> None:
+            called.clear()
+            self.see(layer, y)
+
+        hung.callback(layer.register_forward_pre_hook(lambda *_: called.append(True)).remove)
+        hung.callback(layer.register_forward_hook(seen).remove)
+        if not isinstance(layer, Temporal):
+            return
+        name = "advance" if temporal.advances(layer) else "step"
+        own, bound = vars(layer).get(name), getattr(layer, name)
+
+        def piece(x: Tensor, state: Any) -> Any:
+            y, state = bound(x, state)
+            if not called:
+                self.see(layer, y)
+            return y, state
+
+        def put_back() -> None:
+            if own is None:
+                del vars(layer)[name]
+            else:
+                vars(layer)[name] = own
+
+        vars(layer)[name] = piece
+        hung.callback(put_back)
 
     def judge(self, epoch: int, step: int, total: Total = lambda *values: list(values), speak: bool = True) -> None:
         """Add what was counted to the epoch, and warn of layers that are dead or saturated.
