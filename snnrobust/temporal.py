@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 
-__all__ = ["State", "Temporal", "advance", "shown"]
+__all__ = ["State", "Temporal", "advance", "advances", "shown"]
 
 State = Any
 """Whatever a temporal module carries from one step to the next: a tensor, a time index, or a tuple of states."""
@@ -62,8 +62,12 @@ def shown(module: Temporal, x: Tensor, steps: int) -> Tensor:
 
 def advance(module: Temporal, x: Tensor, state: State) -> tuple[Tensor, State]:
     """``module.advance(x, state)``; of a class with a ``step`` of its own, step by step."""
-    own = _home(module, "advance") is _home(module, "step")
-    return module.advance(x, state) if own else Temporal.advance(module, x, state)
+    return module.advance(x, state) if advances(module) else Temporal.advance(module, x, state)
+
+
+def advances(module: Temporal) -> bool:
+    """Whether ``module.advance`` is what its ``step`` is, several times; not of a class with a newer ``step``."""
+    return _home(module, "advance") is _home(module, "step")
 
 
 def _home(module: Temporal, method: str) -> type:

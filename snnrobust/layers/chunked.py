@@ -86,7 +86,7 @@ class Chunked(Temporal):
 
     def _run(self, chunks: Sequence[Tensor], x_t: Tensor, lengths: Sequence[int]) -> Tensor:
         """The chunks one after the other: sequences, or what is the same at each of ``lengths`` steps."""
-        self._refuse()
+        self.refuse()
         again = held(self.network)
         state, outputs = self.network.initial_state(x_t), []
         for index, (chunk, steps) in enumerate(zip(chunks, lengths, strict=True)):
@@ -99,9 +99,10 @@ class Chunked(Temporal):
             state = _detached(state) if self.truncated else state
         return torch.cat(outputs)
 
-    def _refuse(self) -> None:
+    def refuse(self, training: bool = False) -> None:
+        """Raise RuntimeError if the network cannot be taken in chunks, or could not in train mode, when ``training``."""
         for name, module in self.network.named_modules():
-            if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm | TEBN):
+            if (training or module.training) and isinstance(module, nn.modules.batchnorm._BatchNorm | TEBN):
                 raise RuntimeError(
                     f"{name} ({type(module).__name__}) normalises over all time steps while training, so they cannot be taken in "
                     "chunks: use BNTT, train without Chunked, or put that layer into eval mode"

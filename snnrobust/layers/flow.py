@@ -109,7 +109,7 @@ class _Flow:
             self.x, state = module(self.sequence(), state)
             return state
         constants = lif_constants(module)
-        if self.alike and constants is not None:
+        if self.alike and constants is not None and not hooked(module):
             state = module.initial_state(self.x) if fresh else state
             rule = module.reset, module.surrogate, module.detach_reset, module.refractory
             self.x, state = lif_from(self.x, state, *constants, *rule, steps=self.steps)  # type: ignore[arg-type]

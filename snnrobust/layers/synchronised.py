@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from snnrobust import checks
+from snnrobust.layers.batch_norm import check_features
 from snnrobust.layers.bntt import BNTT
 from snnrobust.layers.tdbn import TDBN
 from snnrobust.layers.tebn import TEBN
@@ -33,18 +34,19 @@ def synchronised(model: nn.Module, counted: bool = True) -> Iterator[None]:
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         yield
         return
-    lent: list[tuple[nn.Module, str]] = []
+    before: list[tuple[nn.Module, str, Any]] = []
     try:
         for module in model.modules():
-            if not module.training:
-                continue
-            for name, call in _calls(module, counted).items():
+            for name, call in (_calls(module, counted) if module.training else {}).items():
+                before.append((module, name, vars(module).get(name)))
                 vars(module)[name] = call
-                lent.append((module, name))
         yield
     finally:
-        for module, name in lent:
-            vars(module).pop(name, None)
+        for module, name, value in before:
+            if value is None:
+                del vars(module)[name]
+            else:
+                vars(module)[name] = value
 
 
 def _calls(module: nn.Module, counted: bool) -> dict[str, Callable[..., Any]]:
@@ -54,7 +56,7 @@ def _calls(module: nn.Module, counted: bool) -> dict[str, Callable[..., Any]]:
     if isinstance(module, TEBN):
         normalised = partial(_over_batch, module, counted)
         return {"forward": partial(type(module).forward, module), "_normalised": normalised}
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
         return {"forward": partial(_batch_norm, module, counted)}
     return {}
 
@@ -63,11 +65,13 @@ def _bntt(layer: BNTT, counted: bool, x: Tensor) -> Tensor:
     T = checks.sequence("x", x).shape[0]
     if layer.time_steps < T:
         raise ValueError(f"BNTT was made for {layer.time_steps} time steps and got a sequence of {T}")
+    check_features("BNTT", x[0], layer.features)
     running = layer.running_mean[:T], layer.running_var[:T]
     return _normalise(x, (1, *range(3, x.dim())), layer.weight[:T], None, running, layer.momentum, layer.eps, counted)
 
 
 def _bntt_step(layer: BNTT, counted: bool, x_t: Tensor, state: int) -> tuple[Tensor, int]:
+    check_features("BNTT", x_t, layer.features)
     running = layer.running_mean[state], layer.running_var[state]
     dims = (0, *range(2, x_t.dim()))
     y = _normalise(x_t, dims, layer.weight[state], None, running, layer.momentum, layer.eps, counted)
@@ -75,13 +79,17 @@ def _bntt_step(layer: BNTT, counted: bool, x_t: Tensor, state: int) -> tuple[Ten
 
 
 def _over_batch(layer: TEBN, counted: bool, x: Tensor) -> Tensor:
+    check_features("TEBN", x, layer.features)
     running = layer.running_mean, layer.running_var
     dims = (0, *range(2, x.dim()))
     return _normalise(x, dims, layer.weight, layer.bias, running, layer.momentum, layer.eps, counted)
 
 
 def _batch_norm(layer: nn.modules.batchnorm._BatchNorm, counted: bool, x: Tensor) -> Tensor:
-    weight: Tensor = torch.ones(x.shape[1], dtype=x.dtype, device=x.device) if layer.weight is None else layer.weight
+    check_features(type(layer).__name__, x, layer.num_features)
+    weight: Tensor | None = layer.weight
+    if weight is None:
+        weight = torch.ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     if isinstance(layer, TDBN):
         weight = weight * (layer.alpha * layer.threshold)
     momentum, running = layer.momentum, None

@@ -30,7 +30,8 @@ class BPTT(Supervised):
             :mod:`snnrobust.learning_rules.losses`.
         surrogate: Trains in place of the neurons' own, which they have again afterwards.
         truncate: Truncated BPTT: the gradient does not pass from one piece of so many steps to the one before. The pieces are
-            computed again in the backward pass, so memory is that of one piece.
+            computed again in the backward pass, so of hidden activations one piece is kept at a time; what goes into the network,
+            what comes out, and one state a piece grow with T.
 
     Source: Neftci, Mostafa and Zenke 2019.
     """
@@ -53,8 +54,15 @@ class BPTT(Supervised):
         spiking = isinstance(model, SpikingClassifier)
         if not spiking and self.loss != "cross_entropy":
             raise ValueError(f"loss {self.loss!r} is of outputs over time, and the model has none: use 'cross_entropy'")
-        if not spiking and self.truncate is not None:
+        if self.truncate is None:
+            return
+        if not isinstance(model, SpikingClassifier):
             raise ValueError("truncate cuts the gradient in time, and the model has none: leave it out")
+        if self.truncate < model.time_steps:
+            try:
+                Chunked(model.network, self.truncate, truncated=True).refuse(True)
+            except RuntimeError as error:
+                raise ValueError(f"truncate={self.truncate} does not fit the model: {error}") from error
 
     @contextmanager
     def lend(self, model: nn.Module, example: Tensor) -> Iterator[Lent]:
@@ -66,18 +74,19 @@ class BPTT(Supervised):
         def backward(x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
             given = answer(model, x, network)
             loss = criterion(given, y)
-            (loss * scale).backward()
+            with torch.autocast(x.device.type, enabled=False):  # backwards, types are those of the forward pass
+                (loss * scale).backward()
             return loss.detach(), given.logits.detach()
 
         with nullcontext() if self.surrogate is None else surrogates.override(model, self.surrogate):
             yield Lent(backward)
 
     def input_gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """The gradient of each sample's loss by ``x``, shape of ``x``, through the surrogate that trains."""
+        """The gradient of each sample's loss by ``x``, shape of ``x``, through the surrogate that trains; not truncated."""
         x = x.detach().requires_grad_()
         with nullcontext() if self.surrogate is None else surrogates.override(model, self.surrogate):
             loss = LOSSES[self.loss](answer(model, x), y) * len(x)
-        return torch.autograd.grad(loss, x)[0]
+            return torch.autograd.grad(loss, x)[0]
 
 
 RULES[BPTT.name] = BPTT

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnrobust import checks
+from snnrobust.draws import one_key
 from snnrobust.models import SpikingClassifier
 from snnrobust.temporal import Temporal
 
@@ -27,8 +28,9 @@ def answer(model: nn.Module, x: Tensor, network: Temporal | None = None) -> Answ
     """``model(x)``; ``network`` may stand for the network of a spiking one."""
     if not isinstance(model, SpikingClassifier):
         return Answer(model(x), None)
-    outputs = model.outputs(x) if network is None else network(model.encoder(x))
-    return Answer(model.readout(outputs), outputs)
+    with one_key(model):
+        outputs = model.outputs(x) if network is None else network(model.encoder(x))
+        return Answer(model.readout(outputs), outputs)
 
 
 def cross_entropy(given: Answer, y: Tensor) -> Tensor:
@@ -40,8 +42,8 @@ def cross_entropy(given: Answer, y: Tensor) -> Tensor:
 def tet(given: Answer, y: Tensor) -> Tensor:
     r"""Temporal efficient training: the cross-entropy of each step's output, :math:`\tfrac{1}{T} \sum_t \mathrm{CE}(o_t, y)`.
 
-    The regulariser of the paper, a distance of each output to the threshold, is not in it. Use ``MeanOutput``: a readout that
-    remembers is not what this trains.
+    The regulariser of the paper, a distance of each output to the threshold, is not in it, and the readout has no part in it:
+    logits of all readouts here are sums of the outputs with weights that are not negative, so they are right where outputs are.
 
     Source: Deng et al. 2022, "Temporal efficient training of spiking neural network via gradient re-weighting".
     """
@@ -54,10 +56,11 @@ def spike_count(given: Answer, y: Tensor) -> Tensor:
 
     .. math:: \tfrac{1}{K} \sum_k \big( \tfrac{1}{T} \sum_t s_{t,k} - [k = y] \big)^2
 
-    For networks whose last layer spikes; the readout is ``SpikeCount`` or ``MeanOutput``.
+    For networks whose last layer spikes, with a readout that counts or averages. snnTorch's ``mse_count_loss()`` is T times this.
     """
     outputs = _check(given, y, "spike_count")
-    return F.mse_loss(outputs.mean(0), F.one_hot(y, outputs.shape[2]).to(outputs.dtype))
+    rates = outputs.to(torch.promote_types(outputs.dtype, torch.float32)).mean(0)
+    return F.mse_loss(rates, F.one_hot(y, rates.shape[1]).to(rates.dtype))
 
 
 LOSSES: dict[str, Callable[[Answer, Tensor], Tensor]] = {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from snnrobust.data import Batch
@@ -28,9 +29,8 @@ def total(fabric: Fabric, *values: float) -> list[float]:
     """Sums over the processes."""
     if fabric.world_size == 1:
         return list(values)
-    mine = torch.tensor(values, dtype=torch.float64, device=fabric.device)
-    summed = fabric.all_reduce(mine, reduce_op="sum")
-    assert isinstance(summed, Tensor)
+    summed = torch.tensor(values, dtype=torch.float64, device=fabric.device)
+    dist.all_reduce(summed)
     return summed.tolist()
 
 
@@ -40,7 +40,9 @@ def broadcast(fabric: Fabric, *modules: nn.Module) -> None:
         return
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data.copy_(fabric.broadcast(tensor.data))
+            value = tensor.detach().clone(memory_format=torch.contiguous_format)
+            dist.broadcast(value.view(torch.uint8) if value.dtype == torch.bool else value, 0)
+            tensor.data.copy_(value)
 
 
 def reduce_gradients(fabric: Fabric, parameters: Sequence[nn.Parameter]) -> None:
@@ -50,10 +52,9 @@ def reduce_gradients(fabric: Fabric, parameters: Sequence[nn.Parameter]) -> None
     for dtype in sorted({p.dtype for p in parameters}, key=str):
         group = [p for p in parameters if p.dtype == dtype]
         has = torch.tensor([float(p.grad is not None) for p in group], dtype=dtype, device=fabric.device)
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
-        flat = torch.cat([*(g.flatten() for g in parts), has])
-        summed = fabric.all_reduce(flat, reduce_op="sum")
-        assert isinstance(summed, Tensor)
+        parts: list[Tensor] = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
+        summed = torch.cat([*(g.flatten() for g in parts), has])
+        dist.all_reduce(summed)
         *gradients, has = summed.split([*(p.numel() for p in group), len(group)])
         for p, gradient, present in zip(group, gradients, has.tolist(), strict=True):
             p.grad = gradient.view_as(p) if present else None

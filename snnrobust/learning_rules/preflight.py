@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from snnrobust import checks
 from snnrobust.data import Data, batches
-from snnrobust.draws import device_of, draws
+from snnrobust.draws import device_of, draws, evaluating
 from snnrobust.models.description import describe
 
 __all__ = ["digest", "plain", "preflight", "structure"]
@@ -28,16 +28,13 @@ def preflight(model: nn.Module, data: Data) -> Tensor:
         tensors = (first.x, first.y)
     x, y = tensors[0], tensors[1]
     checks.pixels("inputs", x, bounds=(-math.inf, math.inf))
-    training = model.training
     device = device_of(model)
-    try:
-        with torch.no_grad(), draws(model.eval(), 0):
-            try:
-                logits = model(x[:1].to(device))
-            except RuntimeError as error:
-                raise ValueError(f"the model does not take inputs of shape {tuple(x.shape)}: {error}") from error
-    finally:
-        model.train(training)
+    with torch.no_grad(), evaluating(model), draws(model, 0):
+        try:
+            logits = model(x[:1].to(device))
+        except RuntimeError as error:
+            given = f"shape {tuple(x.shape)} and {x.dtype}"
+            raise ValueError(f"the model does not take inputs of {given}: {error}") from error
     checks.labels("labels", y, len(x), logits.shape[1] if logits.dim() == 2 else None)
     checks.logits(logits, y[:1])
     return x[:1].to(device)

@@ -9,7 +9,7 @@ from typing import Any
 from snnrobust.data import Data, count_batches
 from snnrobust.learning_rules.trainer import History
 
-__all__ = ["Bar", "Log"]
+__all__ = ["Bar", "Log", "check_log"]
 
 
 class Bar:
@@ -18,34 +18,37 @@ class Bar:
     def __init__(self, visible: bool, label: str, data: Data, batch_size: int, epochs: int, history: History) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn(f"training by {label}"), BarColumn(), TextColumn("{task.description}"))
-        self._progress = Progress(*columns, TimeRemainingColumn(), disable=not visible)
+        columns = (BarColumn(14), TextColumn("{task.description}"), TimeRemainingColumn())  # fits 80 characters
+        self._progress, self._label = Progress(*columns, disable=not visible), label
         self._steps, self._epochs, self._visible = count_batches(data, batch_size), epochs, visible
         total = None if self._steps is None else self._steps * epochs
         done = len(history.records) * (self._steps or 0)
         self._task = self._progress.add_task("", total=total, completed=done)
-        self._shown, self._seen, self._began = 0.0, 0, time.perf_counter()
+        self._seen, self._spent = 0, 0.0  # samples, and seconds of training without validation
+        self._shown = self._mark = time.perf_counter()
         self._rate: float | None = None
         self._validation = ""
 
     def __enter__(self) -> Bar:
         self._progress.start()
+        self._mark = time.perf_counter()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
     def batch(self, epoch: int, loss: float, accuracy: float, samples: int) -> None:
-        self._seen += samples
         if not self._visible:
             return
         self._progress.update(self._task, advance=1)
         now = time.perf_counter()
+        self._seen, self._spent, self._mark = self._seen + samples, self._spent + now - self._mark, now
         if now - self._shown > 0.2:
             self._shown = now
             self._describe(epoch, loss, accuracy)
 
     def epoch(self, record: dict[str, Any]) -> None:
+        self._mark = time.perf_counter()
         self._rate = record["spike_rate"]
         found = record["validation_accuracy"]
         self._validation = "" if found is None else f", validation {found:.1%}"
@@ -54,24 +57,31 @@ class Bar:
         self._describe(record["epoch"] - 1, record["loss"], record["accuracy"])
 
     def _describe(self, epoch: int, loss: float, accuracy: float) -> None:
-        speed = self._seen / max(time.perf_counter() - self._began, 1e-9)
+        speed = f", {self._seen / self._spent:,.0f} samples/s" if self._spent else ""
         rate = "" if self._rate is None else f", firing {self._rate:.1%}"
-        text = f"epoch {epoch + 1}, loss {loss:.3f}, accuracy {accuracy:.1%}{rate}{self._validation}"
-        self._progress.update(self._task, description=f"{text}, {speed:,.0f} samples/s")
+        text = f"epoch {epoch + 1}, loss {loss:.3f}, accuracy {accuracy:.1%}{self._validation}"
+        self._progress.update(self._task, description=f"{text}\nby {self._label}{rate}{speed}")
+
+
+def check_log(folder: str | Path | None) -> None:
+    """Raise ImportError if TensorBoard is asked for and is not there."""
+    if folder is not None:
+        _writer()
+
+
+def _writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("log= needs TensorBoard: pip install 'snnrobust[logging]'") from error
+    return SummaryWriter
 
 
 class Log:
     """TensorBoard's scalars in ``folder``, one point an epoch; nothing without a folder."""
 
     def __init__(self, folder: str | Path | None) -> None:
-        self._writer: Any = None
-        if folder is None:
-            return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError("log= needs TensorBoard: pip install 'snnrobust[logging]'") from error
-        self._writer = SummaryWriter(str(folder))
+        self._writer: Any = None if folder is None else _writer()(str(folder))
 
     def epoch(self, record: dict[str, Any]) -> None:
         if self._writer is None:

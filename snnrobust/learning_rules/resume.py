@@ -12,9 +12,22 @@ from torch import Tensor, nn
 from snnrobust.learning_rules.trainer import History
 from snnrobust.models.checkpoint import read_tensors, write_tensors
 
-__all__ = ["load_state", "save_state"]
+__all__ = ["Weights", "load_state", "put_back", "save_state", "weights_of"]
 
 Weights = Mapping[str, Tensor]
+
+
+def weights_of(model: nn.Module, learnt: nn.Module | None = None) -> dict[str, Tensor]:
+    """The states of both, under ``model.`` and ``learnt.``; not copied."""
+    parts = {"model": model, "learnt": nn.Module() if learnt is None else learnt}
+    return {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+
+
+def put_back(weights: Weights, model: nn.Module, learnt: nn.Module | None = None) -> None:
+    """Give both the states that :func:`weights_of` found."""
+    model.load_state_dict(_named(weights, "model."))
+    if learnt is not None:
+        learnt.load_state_dict(_named(weights, "learnt."))
 
 
 def save_state(
@@ -33,17 +46,15 @@ def save_state(
         model, optimizer, history: What is kept.
         identity: Says which training this is.
         learnt: What the rule learns beside the model.
-        best: The weights of the best epoch so far.
+        best: :func:`weights_of` the best epoch so far.
     """
-    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
-    tensors |= {f"learnt.{name}": t for name, t in (learnt.state_dict() if learnt is not None else {}).items()}
-    tensors |= {f"best.{name}": t for name, t in (best or {}).items()}
+    tensors = weights_of(model, learnt) | {f"best.{name}": t for name, t in (best or {}).items()}
     numbers: dict[str, Any] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{name}"] = value
-            elif value is not None:  # SGD keeps None for a momentum that has not begun
+            elif value is not None:  # SGD without momentum keeps None
                 numbers[f"{index}.{name}"] = value
     content = {"identity": identity, "numbers": numbers, "records": history.records}
     write_tensors(path, "training state", tensors, content)
@@ -59,7 +70,7 @@ def load_state(
     """Put ``model``, ``optimizer`` and ``learnt`` back to where :func:`save_state` found them; the history and the best weights.
 
     Raises:
-        ValueError: the file is damaged, or is of another model or another training.
+        ValueError: the file is damaged, or is of another model or another training. Nothing is changed then.
     """
     tensors, content = read_tensors(path, "training state")
     remedy = "give another checkpoint path, or remove the file to start again"
@@ -68,13 +79,10 @@ def load_state(
             k for k in identity.keys() | content["identity"].keys() if identity.get(k) != content["identity"].get(k)
         }
         raise ValueError(f"{path} is of another training ({', '.join(sorted(differing))} differ): {remedy}")
-    for prefix, module in (("model.", model), ("learnt.", learnt)):
-        if module is None:
-            continue
-        weights = _named(tensors, prefix)
-        if {name: t.shape for name, t in weights.items()} != {n: t.shape for n, t in module.state_dict().items()}:
-            raise ValueError(f"{path} is of another model: {remedy}")
-        module.load_state_dict(weights)
+    stored = {name: t for name, t in tensors.items() if name.startswith(("model.", "learnt."))}
+    if {name: t.shape for name, t in stored.items()} != {n: t.shape for n, t in weights_of(model, learnt).items()}:
+        raise ValueError(f"{path} is of another model: {remedy}")
+    put_back(stored, model, learnt)
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**_named(tensors, "optimizer."), **content["numbers"]}.items():
         index, name = key.split(".", 1)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from snnrobust import checks
@@ -20,8 +22,9 @@ from snnrobust.layers.synchronised import synchronised
 from snnrobust.learning_rules.activity import Activity
 from snnrobust.learning_rules.parallel import broadcast, reduce_gradients, shard, total
 from snnrobust.learning_rules.preflight import digest, plain, preflight, structure
-from snnrobust.learning_rules.progress import Bar, Log
-from snnrobust.learning_rules.resume import load_state, save_state
+from snnrobust.learning_rules.progress import Bar, Log, check_log
+from snnrobust.learning_rules.resume import load_state, put_back, save_state, weights_of
+from snnrobust.learning_rules.schedule import Schedule, scheduled
 from snnrobust.learning_rules.trainer import History
 
 if TYPE_CHECKING:
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Lent", "Supervised"]
 
-Schedule = Literal["constant", "cosine", "step", "cyclic"]
 Precision = Literal["float32", "bfloat16"]
 Optimizer = Literal["adam", "sgd"]
 Keep = Literal["last", "best"]
@@ -63,15 +65,16 @@ class Supervised:
         weight_decay: Decoupled from the gradient by Adam (AdamW), added to it by SGD.
         batch_size: Samples a step, over all processes. A DataLoader keeps its own.
         schedule: Of ``lr`` over the training. ``"constant"``; ``"cosine"`` to 0, a step each epoch; ``"step"``: divided by 10 at
-            50, 70 and 90 % of the epochs; ``"cyclic"``: up from 0 over the first 40 % of the steps and down to 0, linearly.
+            50, 70 and 90 % of the epochs; ``"cyclic"``: up from 0 over the first 40 % of the steps and down to 0, linearly. See
+            :func:`~snnrobust.learning_rules.schedule.scheduled`.
         seed: Key of shuffling, of every draw of the model and of all that is random in the rule.
         precision: ``"bfloat16"`` runs the layers that gain from it in 16 bits (``torch.autocast``); weights, potentials and the
             optimiser stay in float32. It is faster where the processor has it.
         optimizer: ``"adam"`` or ``"sgd"``.
         momentum: Of SGD.
         clip: Largest norm of the gradient of all parameters together; None is no limit.
-        accumulate: Parts into which a batch is divided to save memory. The step is the same, but for batch normalisation, whose
-            statistics are those of a part.
+        accumulate: Parts into which a batch is divided to save memory; a smaller last batch into fewer. The step is the same, but
+            for batch normalisation, whose statistics are those of a part.
         patience: Stop after so many epochs without a better validation accuracy; None never stops early.
         keep: ``"best"`` ends with the weights of the epoch with the best validation accuracy, ``"last"`` with the last.
     """
@@ -164,28 +167,44 @@ class Supervised:
             preflight(model, validation)
         elif self.patience is not None or self.keep == "best":
             raise ValueError("patience and keep='best' go by the validation accuracy: give validation data")
+        check_log(log)
         self.refuse(model, example)
         fabric = self._fabric(model, fabric)
         path = None if checkpoint is None else Path(checkpoint)
-        moving = {"epochs": epochs} if self.schedule != "constant" else {}
-        identity = {"rule": self.name, **plain(self), **moving, "model": structure(model), "data": digest(train)}
+        identity = {} if path is None else self._identity(model, train, validation, epochs)
+        modes = [(m, m.training) for m in model.modules()]
         fabric.to_device(model)
-        with self.lend(model, example.to(fabric.device)) as lent:
-            fabric.to_device(lent.learnt)
-            broadcast(fabric, model, lent.learnt)
-            run = _Run(self, model, lent, fabric, epochs)
-            if path is not None and path.exists():
-                run.history, run.best = load_state(path, model, run.optimizer, identity, lent.learnt)
-            if len(run.history.records) > epochs:
-                raise ValueError(
-                    f"{path} is already at epoch {len(run.history.records)}, past epochs={epochs}: raise epochs"
-                )
-            self._epochs(run, train, validation, path, identity, progress, log)
-            if self.keep == "best" and run.best is not None:
-                model.load_state_dict(run.best)
-            run.history.learnt = {name: t.detach().clone() for name, t in lent.learnt.state_dict().items()}
+        try:
+            with self.lend(model, example.to(fabric.device)) as lent:
+                fabric.to_device(lent.learnt)
+                broadcast(fabric, model, lent.learnt)
+                run = _Run(self, model, lent, fabric, epochs)
+                if path is not None and path.exists():
+                    run.history, run.best = load_state(path, model, run.optimizer, identity, lent.learnt)
+                if len(run.history.records) > epochs:
+                    raise ValueError(
+                        f"{path} is already at epoch {len(run.history.records)}, past epochs={epochs}: raise epochs"
+                    )
+                self._epochs(run, train, validation, path, identity, progress, log)
+                if self.keep == "best" and run.best is not None:
+                    put_back(run.best, model, lent.learnt)
+                run.history.learnt = {name: t.detach().clone() for name, t in lent.learnt.state_dict().items()}
+        except BaseException:
+            for module, training in modes:
+                module.training = training
+            raise
         model.eval()
         return run.history
+
+    def _identity(self, model: nn.Module, train: Data, validation: Data | None, epochs: int) -> dict[str, Any]:
+        """What has to be the same for a training to go on from a checkpoint."""
+        found = {"rule": self.name, **plain(self), "model": structure(model), "data": digest(train)}
+        found["frozen"] = [name for name, p in model.named_parameters() if not p.requires_grad]
+        if self.schedule != "constant":
+            found["epochs"] = epochs
+        if validation is not None and (self.keep == "best" or self.patience is not None):
+            found["validation"] = digest(validation)
+        return found
 
     def _epochs(
         self,
@@ -209,13 +228,15 @@ class Supervised:
                     seconds = time.perf_counter() - began
                     records.append({**record, "validation_accuracy": accuracy, "seconds": seconds})
                     if self.keep == "best" and _best(records) == len(records) - 1:
-                        run.best = {name: t.detach().clone() for name, t in run.model.state_dict().items()}
+                        run.best = {n: t.detach().clone() for n, t in weights_of(run.model, run.lent.learnt).items()}
                     if path is not None and first:
                         save_state(path, run.model, run.optimizer, identity, run.history, run.lent.learnt, run.best)
                     bar.epoch(records[-1])
                     logged.epoch(records[-1])
         finally:
             logged.close()
+        if run.fabric.world_size > 1:
+            run.fabric.barrier()  # nobody goes on, perhaps to read the file, before it is written
 
     def _exhausted(self, records: list[dict[str, Any]]) -> bool:
         return bool(records) and self.patience is not None and len(records) - 1 - _best(records) >= self.patience
@@ -235,19 +256,15 @@ class Supervised:
         own = fabric._precision.precision
         if own not in ("32-true", "64-true", "bf16-mixed"):
             raise ValueError(f"fabric has precision {own!r}: use '32-true' or 'bf16-mixed', which train alike here")
+        if own == "64-true" and any(p.dtype not in (torch.float64, torch.complex128) for p in model.parameters()):
+            raise ValueError(
+                "fabric has precision '64-true', and the model has other weights: call model.double(), give inputs in float64"
+            )
+        if fabric.world_size > 1 and not dist.is_initialized():
+            raise ValueError(
+                f"fabric is for {fabric.world_size} processes and not launched: call fabric.launch() first"
+            )
         return fabric
-
-    def _lr(self, epoch: int, epochs: int, within: float) -> float:
-        """Of an epoch, a share ``within`` of which is done."""
-        done = epoch / epochs
-        if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * done))
-        if self.schedule == "step":
-            return self.lr * 0.1 ** sum(epoch >= math.ceil(share * epochs) for share in (0.5, 0.7, 0.9))
-        if self.schedule == "cyclic":
-            at = (epoch + within) / epochs
-            return self.lr * (at / 0.4 if at < 0.4 else (1 - at) / 0.6)
-        return self.lr
 
 
 class _Run:
@@ -255,7 +272,8 @@ class _Run:
 
     def __init__(self, rule: Supervised, model: nn.Module, lent: Lent, fabric: Fabric, epochs: int) -> None:
         self.rule, self.model, self.lent, self.fabric, self.epochs = rule, model, lent, fabric, epochs
-        self.parameters = [p for m in (model, lent.learnt) for p in m.parameters() if p.requires_grad]
+        parameters = {id(p): p for m in (model, lent.learnt) for p in m.parameters() if p.requires_grad}
+        self.parameters = list(parameters.values())
         if not self.parameters:
             raise ValueError("the model has no parameter with requires_grad=True: there is nothing to learn")
         self.optimizer: torch.optim.Optimizer
@@ -265,62 +283,76 @@ class _Run:
             self.optimizer = torch.optim.SGD(
                 self.parameters, lr=rule.lr, momentum=rule.momentum, weight_decay=rule.weight_decay
             )
+        self.size = 0  # samples of a part of a batch, known from the first
         self.history, self.best = History(), None  # type: History, dict[str, Tensor] | None
         self.activity = Activity(model) if lent.activity is None else lent.activity
 
     def epoch(self, data: Data, epoch: int, bar: Bar) -> dict[str, Any]:
         self.model.train()
-        loss_sum, correct, seen, rule = 0.0, 0.0, 0.0, self.rule
+        loss_sum, correct, seen, rule = 0.0, 0.0, 0, self.rule
         steps, lr = count_batches(data, rule.batch_size), rule.lr
         for index, batch in enumerate(batches(data, rule.batch_size, derive(rule.seed, "shuffle", epoch))):
-            lr = rule._lr(epoch, self.epochs, min(index / steps, 1.0) if steps else 0.0)
+            within = 0.5 if steps is None else min((index + 0.5) / steps, 1.0)
+            lr = scheduled(rule.schedule, rule.lr, epoch, self.epochs, within)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             watched = index % _WATCH == 0
-            hooks = self.lent.activity is None
-            with self.activity.watching(epoch, index, hooks) if watched else nullcontext():
-                loss, right = self._step(batch, derive(rule.seed, "train", epoch, index))
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss} in epoch {epoch + 1}: lower lr ({rule.lr}), or limit the gradient with clip"
-                )
+            with self.activity.watching(self.lent.activity is None) if watched else nullcontext():
+                loss, right = self._step(batch, derive(rule.seed, "train", epoch, index), watched)
+            if watched:
+                self.activity.judge(epoch, index, partial(total, self.fabric), self.fabric.is_global_zero)
+            self._demand_finite(loss, "loss", epoch)
             if rule.clip is not None:
-                nn.utils.clip_grad_norm_(self.parameters, rule.clip)
+                self._demand_finite(float(nn.utils.clip_grad_norm_(self.parameters, rule.clip)), "gradient", epoch)
             self.optimizer.step()
             if self.lent.after is not None:
                 self.lent.after()
             loss_sum, correct, seen = loss_sum + loss * len(batch.x), correct + right, seen + len(batch.x)
             bar.batch(epoch, loss_sum / seen, correct / seen, len(batch.x))
-        rates = self.activity.rates()
-        rate = sum(rates.values()) / len(rates) if rates else None
+        if not all(bool(p.isfinite().all()) for p in self.parameters):
+            self._demand_finite(math.nan, "largest weight", epoch)
+        rates, rate = self.activity.rates()
         found = {"epoch": epoch + 1, "loss": loss_sum / seen, "accuracy": correct / seen}
         return {**found, "spike_rate": rate, "rates": rates, "lr": lr}
 
-    def _step(self, batch: Batch, key: int) -> tuple[float, float]:
+    def _demand_finite(self, value: float, what: str, epoch: int) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the {what} is {value} in epoch {epoch + 1}: lower lr ({self.rule.lr}), or limit the gradient with clip"
+            )
+
+    def _step(self, batch: Batch, key: int, watched: bool) -> tuple[float, float]:
         """Leave the gradient of the whole batch in the parameters; its mean loss and the number of right predictions."""
         self.optimizer.zero_grad()
-        mine = shard(batch, self.fabric)
         loss_sum = correct = 0.0
-        for index in torch.arange(len(mine.x)).tensor_split(self.rule.accumulate):
-            part, counted = Batch(*(t[index] for t in mine)), len(index) > 0
-            if not counted and self.fabric.world_size == 1:
-                continue
-            if not counted:  # fewer samples than processes: go along where others have to be met, and count for nothing
-                part = Batch(*(t[:1] for t in batch))
+        for part, counted in self._parts(batch):
             x, y = part.x.to(self.fabric.device), part.y.to(self.fabric.device)
-            scale = len(index) / len(batch.x)
-            with (
-                draws(self.model, key, part.sample_ids),
-                synchronised(self.model, counted),
-                self.fabric.autocast(),
-            ):
+            scale = counted * len(x) / len(batch.x)
+            self.activity.on = watched and counted
+            with draws(self.model, key, part.sample_ids), self._together(counted), self.fabric.autocast():
                 loss, logits = self.lent.backward(x, y, scale)
             if counted:
-                loss_sum += float(loss) * scale
-                correct += float((logits.argmax(1) == y).sum())
-        reduce_gradients(self.fabric, self.parameters)
-        loss_sum, correct = total(self.fabric, loss_sum, correct)
+                loss_sum += float(loss.detach()) * scale
+                correct += int((logits.argmax(1) == y).sum())
+        if self.fabric.world_size > 1:
+            reduce_gradients(self.fabric, self.parameters)
+            loss_sum, correct = total(self.fabric, loss_sum, correct)
         return loss_sum, correct
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, bool]]:
+        """This process's share of each part of a batch; where it has none, a sample that does not count, to go along."""
+        self.size = self.size or -(-len(batch.x) // self.rule.accumulate)
+        split = -(-len(batch.x) // self.size)
+        parts = [batch] if split == 1 else map(Batch._make, zip(*(t.tensor_split(split) for t in batch), strict=True))
+        for part in parts:
+            mine = shard(part, self.fabric)
+            if len(mine.x):
+                yield mine, True
+            elif len(part.x):
+                yield Batch(*(t[:1] for t in part)), False
+
+    def _together(self, counted: bool) -> AbstractContextManager[None]:
+        return nullcontext() if self.fabric.world_size == 1 else synchronised(self.model, counted)
 
     @torch.no_grad()
     def accuracy(self, data: Data, epoch: int) -> float:
