@@ -31,9 +31,9 @@ def alignment(
 
     .. math:: \theta_l = \arccos \frac{\langle g_l, \nabla_{W_l} L \rangle}{\|g_l\| \, \|\nabla_{W_l} L\|}
 
-    0 is the same direction; where all angles are below 90, a small enough step along the rule's gradient lowers the loss. L is the
-    rule's ``loss`` where it has one of those of BPTT, else the cross-entropy. Both gradients are of the mean over the batch, in
-    train mode under the same draws.
+    0 is the same direction; below 90, a small enough step of that weight by the rule lowers the loss. L is the rule's ``loss``
+    where it has one of those of BPTT, else the cross-entropy. Both gradients are of the mean over the batch, in train mode under
+    the same draws.
 
     Args:
         rule: Any rule that trains by minibatches.

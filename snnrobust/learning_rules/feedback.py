@@ -64,7 +64,7 @@ def first_synapses(model: nn.Module, example: Tensor) -> set[str]:
 
 @contextmanager
 def through(feedback: Mapping[nn.Module, Callable[[Tensor], Tensor]], learning: bool = True) -> Iterator[None]:
-    r"""Inside, the error passes each layer by :math:`\delta_x = B^\top \delta_y`: a convolution, by the transposed one of kernel B.
+    r"""Inside, the error passes each layer by :math:`\delta_x = B^\top \delta_y`: convolutions by their transpose of kernel B.
 
     The forward pass and the gradients of weight and bias stay what they are.
 
@@ -72,14 +72,16 @@ def through(feedback: Mapping[nn.Module, Callable[[Tensor], Tensor]], learning: 
         feedback: From a layer's weight to B, of the weight's shape.
         learning: False where only the gradient of the input is asked for.
     """
-    lent = list(feedback)
+    before = [(layer, vars(layer).get("forward")) for layer in feedback]
     try:
         for layer, weights in feedback.items():
             vars(layer)["forward"] = partial(_forward, layer, weights, learning)
         yield
     finally:
-        for layer in lent:
-            vars(layer).pop("forward", None)
+        for layer, own in before:
+            vars(layer).pop("forward")
+            if own is not None:
+                vars(layer)["forward"] = own
 
 
 def _forward(layer: Any, feedback: Callable[[Tensor], Tensor], learning: bool, x: Tensor) -> Tensor:
