@@ -46,7 +46,7 @@ def alignment(
         Angles by the name of the layer. NaN where one of the gradients is zero; layers that are not learnt are left out.
 
     Raises:
-        TypeError, ValueError: the rule cannot train the model.
+        TypeError, ValueError: the rule cannot train the model, or ``learnt`` is not of it.
     """
     if not isinstance(rule, Supervised):
         raise TypeError(f"rule must be one that trains by minibatches, such as BPTT() or FA(), got {rule!r:.80}")
@@ -66,7 +66,10 @@ def _gradients(
     with torch.enable_grad(), rule.lend(model, x[:1]) as lent:
         lent.learnt.to(x.device)
         if learnt is not None:
-            lent.learnt.load_state_dict(dict(learnt))
+            try:
+                lent.learnt.load_state_dict(dict(learnt))
+            except RuntimeError as error:
+                raise ValueError(f"learnt is not what {rule.name} learns beside this model: {error}") from error
         with draws(model, key):
             lent.backward(x, y, 1.0)
     return {

@@ -86,6 +86,21 @@ def test_of_bptt_it_is_zero_and_of_a_local_rule_that_of_its_gradient():
     assert alignment(rule, model, x, y)["network.0"] == pytest.approx(degrees(acos(cosine)), abs=1e-3)
 
 
+def test_gradients_are_those_of_training_whatever_mode_the_model_is_in():
+    """With batch normalisation the two modes have other gradients."""
+    x, y = batch()
+    model = fresh(cnn)
+    assert alignment(FA(), model.eval(), x, y) == (found := alignment(FA(), model.train(), x, y))
+    copy, grads = deepcopy(model), []
+    for rule in (FA(), BPTT()):
+        copy.zero_grad()
+        with rule.lend(copy, x[:1]) as lent, draws(copy, 0):
+            lent.backward(x, y, 1.0)
+        grads.append(copy.network[0].weight.grad.double().flatten())
+    cosine = float(grads[0] @ grads[1] / grads[0].norm() / grads[1].norm())
+    assert found["network.0"] == pytest.approx(degrees(acos(cosine)), abs=1e-3)
+
+
 def test_the_loss_is_the_rules_own_and_the_draws_those_of_the_key():
     x, y = batch()
     model = fresh(cnn)
@@ -135,6 +150,8 @@ def test_bad_input():
     x, y = batch()
     with pytest.raises(TypeError, match="rule must be one that trains by minibatches"):
         alignment("FA", fresh(cnn), x, y)
+    with pytest.raises(ValueError, match="learnt is not what LE learns beside this model"):
+        alignment(LE(readout="learnt"), fresh(cnn), x, y, learnt={})
     with pytest.raises(TypeError, match="model must be"):
         alignment(FA(), "cnn", x, y)
     with pytest.raises(TypeError, match="DFA trains a chain"):

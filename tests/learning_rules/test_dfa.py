@@ -116,6 +116,8 @@ def test_matrices_are_those_of_the_seed_and_of_the_ends_of_blocks():
         bound = matrix[0].numel() ** -0.5
         assert 0.8 * bound < matrix.abs().max() <= bound
         assert matrix.std() == pytest.approx(bound / 3**0.5, rel=0.2)
+    alike = DFA().matrices(ordinary((Dense(6), Dense(6)), SHAPE, 3), x[:1].float())
+    assert not torch.equal(*alike.values())
 
 
 @pytest.mark.parametrize(("architecture", "accuracy"), [("mlp", 0.93), ("conv-small", 0.88)])

@@ -122,6 +122,16 @@ def test_sign_feedback_has_the_signs_of_the_weights_as_they_are_and_the_magnitud
                 torch.testing.assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.parametrize("feedback", ["sign", "transpose"])
+def test_random_input_feedback_is_random_whatever_the_others_are(feedback):
+    """Through one linear layer: (e B), of the seed."""
+    model, (x, y), rule = nn.Linear(72, 3).double(), batch(), FA(feedback=feedback, seed=4)
+    x = x.flatten(1)
+    error = model(x).softmax(1) - nn.functional.one_hot(y, 3)
+    found = rule.input_gradient(model, x, y, input_feedback="random")
+    torch.testing.assert_close(found, error.detach() @ rule.matrices(model)[""], rtol=1e-9, atol=1e-13)
+
+
 def test_the_first_layer_stays_as_it_is():
     x, _ = batch()
     model = fresh(MODELS["cnn"]).double()

@@ -149,6 +149,7 @@ def test_what_is_learnt_beside_the_model_is_handed_over(readout):
     assert all(
         torch.equal(value, rule.readouts(model, train[0][:1]).state_dict()[name]) for name, value in start.items()
     )
+    assert not torch.equal(start["1.weight"], start["4.weight"])
     assert not torch.equal(start["1.weight"], LE(seed=6).readouts(model, train[0][:1]).state_dict()["1.weight"])
 
 

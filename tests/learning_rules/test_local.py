@@ -325,7 +325,6 @@ class Own:
                 return gradient, model(x)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", RULES)
 def test_what_the_rule_hides_the_true_gradient_finds(kind):
     """Robustness against the rule's own gradient by random weights is masking: the true one breaks the same network."""
