@@ -125,11 +125,13 @@ class EProp(Supervised):
         """What the error says to a layer, ``[B, *]`` like what the layer passes on; ``matrices`` remembers what is drawn."""
         name, shape = layer.unit.name, layer.given.shape
         if name not in matrices:
-            features = math.prod(shape[1:])
-            with keyed(derive(self.seed, "feedback", name)):
-                drawn = torch.randn(error.shape[1], features, dtype=torch.float64) / math.sqrt(features)
-            matrices[name] = drawn.to(error)
+            matrices[name] = self._feedback(name, error.shape[1], math.prod(shape[1:])).to(error)
         return (error @ matrices[name]).view(shape)
+
+    def _feedback(self, name: str, classes: int, features: int) -> Tensor:
+        """B, ``[K, F]``, decided by the seed and the layer's name."""
+        with keyed(derive(self.seed, "feedback", name)):
+            return torch.randn(classes, features, dtype=torch.float64) / math.sqrt(features)
 
 
 def _neuron(unit: Unit) -> nn.Module | None:
