@@ -37,8 +37,8 @@ class EProp(Supervised):
 
     :math:`\pi^t` is the softmax of the readout's potential :math:`o_t`, :math:`\kappa` its decay,
     :math:`\hat a^t_i = \beta \hat a^{t-1}_i + s^t_i` the trace of a synapse's input (at recurrent synapses of the spikes of the
-    step before). The loss is :math:`\tfrac{1}{T} \sum_t \mathrm{CE}(o_t, y)`. With :class:`~snnrobust.neurons.ALIF` the trace has a
-    second part, of the threshold: see ``_PerSynapse``.
+    step before). The loss is :math:`\tfrac{1}{T} \sum_t \mathrm{CE}(o_t, y)`. With
+    :class:`~snnrobust.neurons.ALIF` the trace has a second part, of the threshold: see ``_PerSynapse``.
 
     With symmetric feedback it neglects, of the gradient for the layer before the output, only the paths through the reset and
     through recurrent spikes. Layers below it have feedback of their own, drawn at random. The regularisation of firing rates that
@@ -54,6 +54,7 @@ class EProp(Supervised):
     name: ClassVar[str] = "EProp"
     needs: ClassVar[Mapping[str, Any]] = {"norm": "none", "readout": "MeanOutput"}
 
+    lr: float = 1e-2
     feedback: Feedback = "random"
 
     def __post_init__(self) -> None:

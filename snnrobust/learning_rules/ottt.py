@@ -45,6 +45,7 @@ class OTTT(Supervised):
     name: ClassVar[str] = "OTTT"
     needs: ClassVar[Mapping[str, Any]] = {"norm": "none"}
 
+    lr: float = 5e-3
     mse: float = 0.05
 
     def __post_init__(self) -> None:
@@ -81,7 +82,8 @@ class OTTT(Supervised):
     def input_gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         r"""The rule's own gradient of each sample's loss by ``x``, shape of ``x``: :math:`\sum_t \partial L_t / \partial x`.
 
-        Each step is by itself, at the first layer too. It is not the gradient of the model: for that use an attack's gradient source.
+        Each step is by itself, at the first layer too. It is not the gradient of the model: for that use an attack's
+        gradient source.
         """
         net, x = online(model, self.name), x.detach().requires_grad_()
         layers, output, total = [Layer(unit) for unit in net.units], Output(net), torch.zeros_like(x)

@@ -24,7 +24,13 @@ NETWORKS = {
         *(nn.Flatten(), nn.Linear(16, 6, bias=False), LIF(0.8, threshold=0.7), nn.Linear(6, 5), IF(0.6)),
         nn.Linear(5, 3),
     ],
-    "conv 2": lambda: [nn.Conv2d(1, 2, 3, padding=1), LIF(0.7, threshold=0.4), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 3)],
+    "conv 2": lambda: [
+        nn.Conv2d(1, 2, 3, padding=1),
+        LIF(0.7, threshold=0.4),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    ],
     "conv 3": lambda: [
         *(nn.Conv2d(1, 2, 3, padding=1, bias=False), LIF(torch.full((2,), 0.5), threshold=[0.5, 0.4])),
         *(nn.Conv2d(2, 3, 2, stride=2), LIF(0.9, threshold=0.4), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(3, 3)),
@@ -436,7 +442,9 @@ def test_what_the_neurons_fire_is_reported(rule):
         rates = lent.activity.rates()
     seen = {}
     for name in ("network.2", "network.4"):
-        model.get_submodule(name).register_forward_hook(lambda m, _, s, name=name: seen.update({name: float(s.detach().mean())}))
+        model.get_submodule(name).register_forward_hook(
+            lambda m, _, s, name=name: seen.update({name: float(s.detach().mean())})
+        )
     with draws(model, 5):
         model(X)
     assert rates == pytest.approx(seen)
