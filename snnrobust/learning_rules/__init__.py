@@ -2,18 +2,24 @@
 
 from snnrobust.learning_rules.alignment import alignment
 from snnrobust.learning_rules.bptt import BPTT
+from snnrobust.learning_rules.decolle import DECOLLE
 from snnrobust.learning_rules.dfa import DFA
+from snnrobust.learning_rules.eprop import EProp
 from snnrobust.learning_rules.fa import FA
 from snnrobust.learning_rules.le import LE
+from snnrobust.learning_rules.ottt import OTTT
 from snnrobust.learning_rules.supervised import Lent, Supervised
 from snnrobust.learning_rules.trainer import RULES, History, Trainer, TrainingWarning, rule_name
 
 __all__ = [
     "BPTT",
+    "DECOLLE",
     "DFA",
     "FA",
     "LE",
+    "OTTT",
     "RULES",
+    "EProp",
     "History",
     "Lent",
     "Supervised",

@@ -64,8 +64,8 @@ class Chain:
         return x
 
 
-def chain(model: nn.Module, rule: str) -> Chain:
-    """``model`` as a chain.
+def chain(model: nn.Module, rule: str, through: tuple[type[nn.Module], ...] = ()) -> Chain:
+    """``model`` as a chain. Layers of the kinds in ``through`` may have weights of their own inside.
 
     Raises:
         TypeError: it is not one, for ``rule`` to train.
@@ -89,7 +89,7 @@ def chain(model: nn.Module, rule: str) -> Chain:
         inside = next(
             (m for m in part.modules() if isinstance(m, (*SYNAPTIC, nn.RNNBase, EventConv2d, EventLinear))), None
         )
-        if inside is not None:
+        if inside is not None and not isinstance(part, through):
             raise TypeError(
                 f"{rule} trains a chain of layers, and {name} ({type(part).__name__}) holds weights in branches, in time or of "
                 "its own kind: use an architecture without residual, dense and recurrent blocks, or train this one by BPTT"
