@@ -15,6 +15,7 @@ from snnrobust import checks
 from snnrobust.encoders import ENCODERS
 from snnrobust.layers import (
     BNTT,
+    QCFS,
     READOUTS,
     TDBN,
     TEBN,
@@ -43,7 +44,7 @@ _TORCH: tuple[type[nn.Module], ...] = (
     nn.Flatten, nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Dropout, nn.Dropout2d, nn.LSTM, nn.GRU, nn.RNN,
 )  # fmt: skip
 _OURS: tuple[type[nn.Module], ...] = (
-    BNTT, TDBN, TEBN, Normalise, Recurrent, Residual, Concat, OrdinaryResidual, OrdinaryConcat, OrdinaryDropout, Dropout, Chunked,
+    BNTT, TDBN, TEBN, Normalise, Recurrent, Residual, Concat, OrdinaryResidual, OrdinaryConcat, OrdinaryDropout, Dropout, Chunked, QCFS,
     SpikingClassifier, EarlyExit,
 )  # fmt: skip
 
