@@ -38,7 +38,8 @@ BLOCKS = (Conv(2), Pool(), Residual((Conv(2), Conv(2))), DenseBlock(1, 1), Trans
 IMAGES: tuple[Encoder, ...] = (Direct(T), Poisson(T), SignedPoisson(T), Latency(T), Phase(T, 2), Population(T, 2))
 SEQUENCES: tuple[Encoder, ...] = (Frames(T), Delta(T), LevelCrossing(T))
 NEURONS: tuple[Neuron, ...] = (
-    IF(), PrechargedIF(), PrechargedIF([0.5, 0.7]), LIF(0.5), LIF(0.5, refractory=1, detach_reset=False, reset="hard"), PLIF(), LearnableThresholdLIF(), ALIF(), CuBaLIF(),
+    IF(), PrechargedIF(), PrechargedIF([0.5, 0.7]),
+    LIF(0.5), LIF(0.5, refractory=1, detach_reset=False, reset="hard"), PLIF(), LearnableThresholdLIF(), ALIF(), CuBaLIF(),
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from snnrobust.layers.tdbn import TDBN
 from snnrobust.layers.tebn import TEBN
 
 __all__ = [
-    "BNTT", "QCFS", "READOUTS", "TDBN", "TEBN", "Chunked", "Concat", "Dropout", "EventConv2d", "EventLinear", "EventReport", "LastOutput",
-    "LayerChoice", "MeanMembrane", "MeanOutput", "Normalise", "OrdinaryConcat", "OrdinaryDropout", "OrdinaryResidual", "Readout",
-    "Residual", "Sequential", "SpikeCount", "event_driven", "synchronised",
+    "BNTT", "QCFS", "READOUTS", "TDBN", "TEBN", "Chunked", "Concat", "Dropout", "EventConv2d", "EventLinear", "EventReport",
+    "LastOutput", "LayerChoice", "MeanMembrane", "MeanOutput", "Normalise", "OrdinaryConcat", "OrdinaryDropout",
+    "OrdinaryResidual", "Readout", "Residual", "Sequential", "SpikeCount", "event_driven", "synchronised",
 ]  # fmt: skip

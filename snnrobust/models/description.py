@@ -44,8 +44,8 @@ _TORCH: tuple[type[nn.Module], ...] = (
     nn.Flatten, nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Dropout, nn.Dropout2d, nn.LSTM, nn.GRU, nn.RNN,
 )  # fmt: skip
 _OURS: tuple[type[nn.Module], ...] = (
-    BNTT, TDBN, TEBN, Normalise, Recurrent, Residual, Concat, OrdinaryResidual, OrdinaryConcat, OrdinaryDropout, Dropout, Chunked, QCFS,
-    SpikingClassifier, EarlyExit,
+    BNTT, TDBN, TEBN, Normalise, Recurrent, Residual, Concat, OrdinaryResidual, OrdinaryConcat, OrdinaryDropout, Dropout, Chunked,
+    QCFS, SpikingClassifier, EarlyExit,
 )  # fmt: skip
 
 MODULES: dict[str, type[nn.Module]] = {f"torch.{c.__name__}": c for c in _TORCH} | {c.__name__: c for c in _OURS}

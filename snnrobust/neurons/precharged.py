@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from snnrobust import checks
-from snnrobust.neurons.lif import IF, _constants, _LIF, _rule
+from snnrobust.neurons.lif import _LIF, IF, _constants, _rule
 from snnrobust.neurons.neuron import Constant, Membrane, Reset, along_channels
 from snnrobust.neurons.surrogate import ATan, Surrogate
 

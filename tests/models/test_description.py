@@ -24,6 +24,7 @@ from snnrobust.encoders import (
 )
 from snnrobust.layers import (
     BNTT,
+    QCFS,
     READOUTS,
     TDBN,
     TEBN,
