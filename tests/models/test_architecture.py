@@ -12,6 +12,7 @@ from torch import nn
 
 from snnrobust import layers, neurons
 from snnrobust.encoders import Direct
+from snnrobust.layers import OrdinaryDropout
 from snnrobust.models import (
     Activation,
     Conv,
@@ -79,7 +80,7 @@ def test_modules_of_each_layer():
     layers = [Conv(4, activated=False), Activation(), Pool(kind="max"), Dropout(0.2), GlobalPool(), Dense(5)]
     kinds = [type(m) for m in ordinary(layers, SHAPE, 3)]
     assert kinds == [
-        *(nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, layers.OrdinaryDropout, nn.AdaptiveAvgPool2d),
+        *(nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, OrdinaryDropout, nn.AdaptiveAvgPool2d),
         *(nn.Flatten, nn.Linear, nn.BatchNorm1d, nn.ReLU),
         nn.Linear,
     ]
