@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from snnrobust.neurons.surrogate import ATan, Surrogate
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Conversion", "Method", "convert", "train_and_convert"]
+__all__ = ["Conversion", "Method", "Settings", "accuracy", "check_settings", "convert", "train_and_convert"]
 
 Method = Literal["max", "percentile", "balancing"]
 
@@ -137,46 +137,67 @@ def _converted(
     return model, measure(ann, model, data, scales, how, report_steps(encoder.time_steps), seed)
 
 
+class Settings(Protocol):
+    """How a model is obtained from its ordinary twin; see :class:`Conversion`."""
+
+    @property
+    def method(self) -> Method: ...
+    @property
+    def percentile(self) -> float: ...
+    @property
+    def initial(self) -> float: ...
+    @property
+    def levels(self) -> int | None: ...
+    @property
+    def batch_norm(self) -> bool: ...
+    @property
+    def samples(self) -> int: ...
+
+
+def check_settings(how: Settings) -> None:
+    """Raise where one of them is wrong."""
+    _check(how.method, how.percentile, how.initial, how.samples)
+    checks.boolean("batch_norm", how.batch_norm)
+    if how.levels is not None:
+        checks.count("levels", how.levels)
+        if how.initial != 0.5:
+            raise ValueError(f"QCFS rounds to the nearest, which neurons do with initial=0.5, got {how.initial}")
+
+
 def train_and_convert(
     rule: Supervised,
     model: SpikingClassifier,
     train: Data,
     validation: Data | None,
-    *,
-    batch_norm: bool,
-    levels: int | None,
-    method: Method,
-    percentile: float,
-    initial: float,
-    samples: int,
+    how: Settings,
     **settings: Any,
 ) -> History:
-    """Train the ordinary twin of ``model`` by ``rule``, and write what it is converted to into ``model``.
-
-    ``settings`` go to ``rule.fit``. The other arguments are those of :class:`Conversion`.
-    """
-    ann = twin(model, batch_norm, levels)
+    """Train the ordinary twin of ``model`` by ``rule``, with ``settings`` of its ``fit``, and write what it is converted to into
+    ``model``."""
+    ann = twin(model, how.batch_norm, how.levels)
     history = rule.fit(ann, train, validation, **settings)
     before = [neuron for _, neuron in neurons(model.network)]
 
     def neuron(index: int, threshold: float) -> Neuron:
         own = before[index] if index < len(before) else before[-1]  # one that stands in several places is listed once
         surrogate = relative(own.surrogate, threshold)
-        if initial == 0:
+        if how.initial == 0:
             return IF(threshold, surrogate=surrogate, detach_reset=own.detach_reset)
-        return PrechargedIF(threshold, initial, surrogate=surrogate, detach_reset=own.detach_reset)
+        return PrechargedIF(threshold, how.initial, surrogate=surrogate, detach_reset=own.detach_reset)
 
-    calibration = calibration_data(train, samples, rule.batch_size, rule.seed, device_of(ann))
-    converted, report = _converted(folded(ann), calibration, model.encoder, method, percentile, neuron, rule.seed)
+    calibration = calibration_data(train, how.samples, rule.batch_size, rule.seed, device_of(ann))
+    whole = folded(ann)
+    converted, report = _converted(whole, calibration, model.encoder, how.method, how.percentile, neuron, rule.seed)
     assert isinstance(converted.network, Sequential)
     write(model, converted.network)
     model.eval()
-    history.conversion = {**report.to_json(), "validation_accuracy": _accuracy(model, validation, rule)}
+    history.conversion = {**report.to_json(), "validation_accuracy": accuracy(model, validation, rule)}
     return history
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, data: Data | None, rule: Supervised) -> float | None:
+def accuracy(model: nn.Module, data: Data | None, rule: Supervised) -> float | None:
+    """Of ``model`` on all of ``data``, with batches and seed of ``rule``."""
     if data is None:
         return None
     correct, seen, device = 0, 0, device_of(model)
@@ -218,12 +239,7 @@ class Conversion(Supervised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self.method, self.percentile, self.initial, self.samples)
-        checks.boolean("batch_norm", self.batch_norm)
-        if self.levels is not None:
-            checks.count("levels", self.levels)
-            if self.initial != 0.5:
-                raise ValueError(f"QCFS rounds to the nearest, which neurons do with initial=0.5, got {self.initial}")
+        check_settings(self)
 
     def refuse(self, model: nn.Module, example: Tensor) -> None:
         check_model(model, self.name)
@@ -245,11 +261,8 @@ class Conversion(Supervised):
         self.refuse(checks.module("model", model), torch.empty(0))
         assert isinstance(model, SpikingClassifier)
         rule = BPTT(**{f.name: getattr(self, f.name) for f in fields(Supervised)})
-        return train_and_convert(
-            rule, model, train, validation, batch_norm=self.batch_norm, levels=self.levels, method=self.method,
-            percentile=self.percentile, initial=self.initial, samples=self.samples,
-            epochs=epochs, checkpoint=checkpoint, progress=progress, fabric=fabric, log=log,
-        )  # fmt: skip
+        settings: dict[str, Any] = {"progress": progress, "fabric": fabric, "log": log}
+        return train_and_convert(rule, model, train, validation, self, epochs=epochs, checkpoint=checkpoint, **settings)
 
 
 RULES[Conversion.name] = Conversion

@@ -1,5 +1,6 @@
 """Conversion as a function and as a trainer: what comes out, its report, resuming, refusals."""
 
+import itertools
 import json
 import re
 
@@ -137,7 +138,7 @@ def test_the_rate_error_falls_with_time():
     assert report["steps"] == (4, 8, 16, 32, 64)
     for layer in report["layers"]:
         errors = layer["rate_errors"]
-        assert all(later < 0.7 * earlier for earlier, later in zip(errors, errors[1:], strict=False))
+        assert all(later < 0.7 * earlier for earlier, later in itertools.pairwise(errors))
         assert errors[-1] < 0.06
         assert layer["saturation"] == 0.0
     assert report["agreements"][-1] > 0.98

@@ -119,7 +119,7 @@ def test_quantised_replaces_every_relu():
     assert not any(isinstance(m, nn.ReLU) for m in made.modules())
     assert all(m.levels == 5 and m.start == 2.0 for m in made.modules() if isinstance(m, QCFS))
     assert isinstance(quantised(nn.ReLU()), QCFS)
-    with pytest.raises(ValueError, match="no nn.ReLU"):
+    with pytest.raises(ValueError, match=r"no nn\.ReLU"):
         quantised(nn.Linear(2, 2))
 
 

@@ -99,10 +99,8 @@ def written_out(whole, scales, x, T, initial):
         inner, out = next(scales), next(scales)
         inside = fire([layer(residual.body[0], a, inner)(v) for v in s])
         body = [layer(residual.body[2], inner, out)(v) for v in inside]
-        if residual.shortcut is None:
-            through = [v * (a / out) for v in s]
-        else:
-            through = [layer(residual.shortcut[0], a, out)(v) for v in s]
+        skip = residual.shortcut
+        through = [v * (a / out) if skip is None else layer(skip[0], a, out)(v) for v in s]
         s, a = fire([b + t for b, t in zip(body, through, strict=True)]), out
     logits = layer(head, a, 1.0)
     return torch.stack([logits(flatten(average(v))) for v in s]).mean(0)
