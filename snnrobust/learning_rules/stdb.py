@@ -39,8 +39,8 @@ class STDB(Supervised):
     with :math:`\Delta t` steps since the last spike. The ordinary twin of the model is trained for ``ann_epochs``, converted by
     threshold balancing in place, and its thresholds are multiplied by ``scaling``; then come ``epochs`` of backpropagation
     through time, with the cross-entropy of the mean output. The surrogate is lent for that time only. Dropout has one mask a
-    sequence (``layers.Dropout``). Neurons fire on the membrane that their input of the same step has charged; in the authors' code
-    on that of the step before.
+    sequence (``layers.Dropout``). Neurons fire on the membrane that their input of the same step has charged; in the authors'
+    code on that of the step before.
 
     ``history`` is that of the spiking network; ``history.conversion`` the report of the conversion, with ``validation_accuracy``
     right after it, ``scaled_validation_accuracy`` with the thresholds that training begins with, and the twin's ``ann_records``.
