@@ -30,7 +30,7 @@ from snnrobust.models import (
     ordinary,
     spiking,
 )
-from snnrobust.neurons import ALIF, IF, LIF, PLIF, CuBaLIF, LearnableThresholdLIF, Neuron
+from snnrobust.neurons import ALIF, IF, LIF, PLIF, CuBaLIF, LearnableThresholdLIF, Neuron, PrechargedIF
 
 T = 3
 TINY = (Conv(2), Pool(4))
@@ -38,7 +38,8 @@ BLOCKS = (Conv(2), Pool(), Residual((Conv(2), Conv(2))), DenseBlock(1, 1), Trans
 IMAGES: tuple[Encoder, ...] = (Direct(T), Poisson(T), SignedPoisson(T), Latency(T), Phase(T, 2), Population(T, 2))
 SEQUENCES: tuple[Encoder, ...] = (Frames(T), Delta(T), LevelCrossing(T))
 NEURONS: tuple[Neuron, ...] = (
-    IF(), LIF(0.5), LIF(0.5, refractory=1, detach_reset=False, reset="hard"), PLIF(), LearnableThresholdLIF(), ALIF(), CuBaLIF(),
+    IF(), PrechargedIF(), PrechargedIF([0.5, 0.7]),
+    LIF(0.5), LIF(0.5, refractory=1, detach_reset=False, reset="hard"), PLIF(), LearnableThresholdLIF(), ALIF(), CuBaLIF(),
 )  # fmt: skip
 
 

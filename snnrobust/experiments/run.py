@@ -8,6 +8,7 @@ import os
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from snnrobust.evaluation import RobustnessReport, diagnose, evaluate
 from snnrobust.evaluation.fingerprint import fingerprint
 from snnrobust.experiments.build import build_attack, build_backend, build_model, build_rule, changes, finished
 from snnrobust.experiments.config import Experiment, ModelSection, file_name
-from snnrobust.models import EarlyExit, exit_curve, load, save
+from snnrobust.models import EarlyExit, SpikingClassifier, describe, exit_curve, load, save
 from snnrobust.models.checkpoint import write_bytes
 
 __all__ = ["read_results", "render_folder", "run", "versions"]
@@ -178,7 +179,8 @@ def _train(
         final, record = folder / f"{stem}.safetensors", folder / f"{stem}.history.json"
         model = build_model(section, shape, classes, experiment.seed)
         if section.same_weights_as is not None:
-            model.load_state_dict(trained[section.same_weights_as].state_dict())
+            original = next(m for m in experiment.models if m.name == section.same_weights_as)
+            _copy(trained[original.name], build_model(original, shape, classes, experiment.seed), model)
             trained[section.name] = model.eval()
             continue
         kept = folder / f"{stem}.trained.safetensors" if changes(section) else final
@@ -198,6 +200,15 @@ def _train(
         if changes(section) or section.same_weights_as is not None:
             save(judged[section.name], folder / f"{file_name(section.name)}.safetensors")
     return judged, histories
+
+
+def _copy(source: nn.Module, untrained: nn.Module, model: nn.Module) -> None:
+    """Weights of ``source`` into ``model``; where a rule such as conversion has changed more than those, its whole network."""
+    if describe(source) != describe(untrained):
+        assert isinstance(source, SpikingClassifier)
+        assert isinstance(model, SpikingClassifier)
+        model.network = deepcopy(source.network)
+    model.load_state_dict(source.state_dict())
 
 
 def _exits(experiment: Experiment, models: Mapping[str, nn.Module], test: TensorDataset) -> dict[str, Any]:

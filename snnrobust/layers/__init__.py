@@ -5,6 +5,7 @@ from snnrobust.layers.chunked import Chunked
 from snnrobust.layers.dropout import Dropout, OrdinaryDropout
 from snnrobust.layers.event_driven import EventConv2d, EventLinear, EventReport, LayerChoice, event_driven
 from snnrobust.layers.normalise import Normalise
+from snnrobust.layers.qcfs import QCFS
 from snnrobust.layers.readout import READOUTS, LastOutput, MeanMembrane, MeanOutput, Readout, SpikeCount
 from snnrobust.layers.residual import Concat, OrdinaryConcat, OrdinaryResidual, Residual
 from snnrobust.layers.sequential import Sequential
@@ -13,7 +14,7 @@ from snnrobust.layers.tdbn import TDBN
 from snnrobust.layers.tebn import TEBN
 
 __all__ = [
-    "BNTT", "READOUTS", "TDBN", "TEBN", "Chunked", "Concat", "Dropout", "EventConv2d", "EventLinear", "EventReport", "LastOutput",
-    "LayerChoice", "MeanMembrane", "MeanOutput", "Normalise", "OrdinaryConcat", "OrdinaryDropout", "OrdinaryResidual", "Readout",
-    "Residual", "Sequential", "SpikeCount", "event_driven", "synchronised",
+    "BNTT", "QCFS", "READOUTS", "TDBN", "TEBN", "Chunked", "Concat", "Dropout", "EventConv2d", "EventLinear", "EventReport",
+    "LastOutput", "LayerChoice", "MeanMembrane", "MeanOutput", "Normalise", "OrdinaryConcat", "OrdinaryDropout",
+    "OrdinaryResidual", "Readout", "Residual", "Sequential", "SpikeCount", "event_driven", "synchronised",
 ]  # fmt: skip

@@ -2,12 +2,16 @@
 
 from snnrobust.learning_rules.alignment import alignment
 from snnrobust.learning_rules.bptt import BPTT
+from snnrobust.learning_rules.conversion import Conversion, convert
+from snnrobust.learning_rules.conversion_ann import quantised
+from snnrobust.learning_rules.conversion_report import CalibrationReport
 from snnrobust.learning_rules.decolle import DECOLLE
 from snnrobust.learning_rules.dfa import DFA
 from snnrobust.learning_rules.eprop import EProp
 from snnrobust.learning_rules.fa import FA
 from snnrobust.learning_rules.le import LE
 from snnrobust.learning_rules.ottt import OTTT
+from snnrobust.learning_rules.stdb import STDB
 from snnrobust.learning_rules.supervised import Lent, Supervised
 from snnrobust.learning_rules.trainer import RULES, History, Trainer, TrainingWarning, rule_name
 
@@ -19,6 +23,9 @@ __all__ = [
     "LE",
     "OTTT",
     "RULES",
+    "STDB",
+    "CalibrationReport",
+    "Conversion",
     "EProp",
     "History",
     "Lent",
@@ -26,5 +33,7 @@ __all__ = [
     "Trainer",
     "TrainingWarning",
     "alignment",
+    "convert",
+    "quantised",
     "rule_name",
 ]  # fmt: skip

@@ -44,10 +44,12 @@ class History:
         records: One an epoch: ``epoch``, ``loss``, ``accuracy``, ``validation_accuracy`` (or None), ``spike_rate`` (of watched
             batches; None where nothing was seen to fire), ``rates`` (by layer), ``lr``, ``seconds``.
         learnt: What the rule learnt beside the model, such as the readouts of local errors, as a state dict.
+        conversion: Where a conversion took place, its :class:`~snnrobust.learning_rules.CalibrationReport` as JSON.
     """
 
     records: list[dict[str, Any]] = field(default_factory=list)
     learnt: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    conversion: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def last(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from snnrobust import checks
 from snnrobust.encoders import ENCODERS
 from snnrobust.layers import (
     BNTT,
+    QCFS,
     READOUTS,
     TDBN,
     TEBN,
@@ -44,7 +45,7 @@ _TORCH: tuple[type[nn.Module], ...] = (
 )  # fmt: skip
 _OURS: tuple[type[nn.Module], ...] = (
     BNTT, TDBN, TEBN, Normalise, Recurrent, Residual, Concat, OrdinaryResidual, OrdinaryConcat, OrdinaryDropout, Dropout, Chunked,
-    SpikingClassifier, EarlyExit,
+    QCFS, SpikingClassifier, EarlyExit,
 )  # fmt: skip
 
 MODULES: dict[str, type[nn.Module]] = {f"torch.{c.__name__}": c for c in _TORCH} | {c.__name__: c for c in _OURS}

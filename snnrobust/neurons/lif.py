@@ -165,7 +165,8 @@ class _LIF(torch.autograd.Function):
         if (
             _exporting() and not keep_state
         ):  # an exported program holds torch operations alone, and runs without this package
-            return (_traced(x.expand(steps, *x.shape) if steps else x, decay, threshold, rule.hard, rule.refractory),)
+            whole = x.expand(steps, *x.shape) if steps else x
+            return (_traced(whole, v0, decay, threshold, rule.hard, rule.refractory),)
         forward = lif_forward if plain(x) else torch.ops.snnrobust.lif_forward.default
         out = forward(
             x, steps, v0, quiet0, beta, theta, betas, thetas,
@@ -230,10 +231,12 @@ def _exporting() -> bool:
     return bool(is_exporting())
 
 
-def _traced(x: Tensor, decay: float | Tensor, threshold: float | Tensor, hard: bool, refractory: int) -> Tensor:
+def _traced(
+    x: Tensor, v0: Tensor | None, decay: float | Tensor, threshold: float | Tensor, hard: bool, refractory: int
+) -> Tensor:
     """The spikes, to the bit, without writing into anything."""
     dtype = state_dtype(x.dtype)
-    v = torch.zeros_like(x[0], dtype=dtype)
+    v = torch.zeros_like(x[0], dtype=dtype) if v0 is None else v0
     quiet = silence(v) if refractory else None
     spikes = []
     for x_t in x.unbind(0):

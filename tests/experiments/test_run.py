@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from snnrobust import experiments, models
+from snnrobust.draws import draws
 from snnrobust.models.checkpoint import read_tensors
 
 TEXT = """
@@ -227,3 +228,40 @@ def test_ten_kills_at_random_moments(finished: Path, tmp_path: Path) -> None:
         _same_after_kills(finished, tmp_path / str(index) / "killed", [moment])
     moments = [(random.randint(0, total // 5), random.uniform(0, 0.1)) for _ in range(10)]
     _same_after_kills(finished, tmp_path / "killed", moments)
+
+
+def test_the_same_weights_include_what_a_conversion_changed(tmp_path: Path) -> None:
+    """Thresholds and neurons, which are no weights."""
+    text = """
+name = "small"
+trainer = "conversion"
+[data]
+train = 60
+[[models]]
+name = "my snn"
+architecture = "mlp"
+encoder = { type = "Poisson", time_steps = 4 }
+training = { epochs = 1 }
+[[models]]
+name = "blind"
+architecture = "mlp"
+encoder = { type = "Poisson", time_steps = 4, gradient = "none" }
+same_weights_as = "my snn"
+trap = "no gradient"
+[[attacks]]
+name = "random"
+attack = { type = "RandomSign" }
+[evaluation]
+samples = 10
+eps = [0.1]
+selection_draws = 1
+judge_draws = 1
+"""
+    run(tmp_path / "run", text)
+    original, blind = (models.load(tmp_path / "run" / "models" / f"{n}.safetensors") for n in ("my-snn", "blind"))
+    thresholds = [[m.threshold for m in model.modules() if hasattr(m, "threshold")] for model in (original, blind)]
+    assert thresholds[0] == thresholds[1]
+    assert thresholds[0] != [1.0, 1.0]
+    x = torch.rand(20, 1, 8, 8)
+    with torch.no_grad(), draws(original, 5), draws(blind, 5):
+        assert torch.equal(original(x), blind(x))

@@ -24,6 +24,7 @@ from snnrobust.encoders import (
 )
 from snnrobust.layers import (
     BNTT,
+    QCFS,
     READOUTS,
     TDBN,
     TEBN,
@@ -43,7 +44,7 @@ from snnrobust.layers import (
 )
 from snnrobust.models import EarlyExit, SpikingClassifier, build, describe
 from snnrobust.models.description import MODULES
-from snnrobust.neurons import ALIF, IF, LIF, NEURONS, PLIF, CuBaLIF, LearnableThresholdLIF, Recurrent
+from snnrobust.neurons import ALIF, IF, LIF, NEURONS, PLIF, CuBaLIF, LearnableThresholdLIF, PrechargedIF, Recurrent
 from snnrobust.neurons.surrogate import SURROGATES, ATan, FastSigmoid, Sigmoid, Triangle
 from snnrobust.temporal import Temporal
 
@@ -64,8 +65,10 @@ CASES = [
     Concat(Sequential(nn.Linear(3, 2))), OrdinaryConcat(nn.Linear(3, 2)), Chunked(Sequential(nn.Linear(3, 2))), Chunked(LIF(), 4),
     Chunked(LIF(), 4, truncated=True), Dropout(0.3, drawn="step"), Dropout(0.0), OrdinaryDropout(0.2),
     OrdinaryResidual(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Conv2d(3, 4, 1)), OrdinaryResidual(OrdinaryResidual(nn.ReLU())),
+    QCFS(4, 2.5),
     LIF(0.8, 0.6, "hard", Triangle(0.5, 2.0)), LIF(surrogate=FastSigmoid(3.0)), IF(0.7, "hard", ATan(3.0)),
     IF(surrogate=Sigmoid(2.0)), LIF((0.5, 0.9), (0.1, 1 / 3), refractory=2, detach_reset=False),
+    PrechargedIF(0.7, 0.25), PrechargedIF((0.5, 0.9), surrogate=Triangle()),
     ALIF(0.9, 0.5, torch.tensor([0.1, 0.3]), 0.7), CuBaLIF(), PLIF(0.7, 0.6, features=3, decay_input=True),
     LearnableThresholdLIF(0.8, 0.3, learn_decay=True), LearnableThresholdLIF(0.8, 0.3, 4),
     Recurrent(3), Recurrent(4, ALIF(0.5, surrogate=Triangle())),

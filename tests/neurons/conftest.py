@@ -31,13 +31,14 @@ def _along(value, x):
 
 def run(
     x, slope, decay, threshold=1.0, reset="soft", detach_reset=True, refractory=0,
-    current_decay=0.0, adaptation=0.0, adaptation_decay=0.0, weight=None, scale=1.0,
+    current_decay=0.0, adaptation=0.0, adaptation_decay=0.0, weight=None, scale=1.0, initial=0.0,
 ):  # fmt: skip
     """Spikes, potentials after the reset: any of the neurons, by its parameters."""
     decay, threshold, current_decay, adaptation, adaptation_decay, scale = (
         _along(value, x) for value in (decay, threshold, current_decay, adaptation, adaptation_decay, scale)
     )
     v = i = a = s = torch.zeros_like(x[0])
+    v = v + initial * threshold
     dt = torch.full_like(v, 1000.0)
     spikes, potentials = [], []
     for x_t in x.unbind(0):

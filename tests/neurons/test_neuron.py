@@ -19,6 +19,7 @@ from snnrobust.neurons import (
     CuBaLIF,
     LearnableThresholdLIF,
     Neuron,
+    PrechargedIF,
     Recurrent,
 )
 from snnrobust.neurons.surrogate import SURROGATES, SpikeTime
@@ -37,6 +38,14 @@ def _channels(*values):
 CASES = {
     "IF": (lambda **k: IF(0.8, **k), lambda n: {"decay": 1.0, "threshold": 0.8}),
     "IF, channels": (lambda **k: IF(THRESHOLDS, **k), lambda n: {"decay": 1.0, "threshold": n.threshold}),
+    "PrechargedIF": (
+        lambda **k: PrechargedIF(0.8, 0.75, **k),
+        lambda n: {"decay": 1.0, "threshold": 0.8, "initial": 0.75},
+    ),
+    "PrechargedIF, channels": (
+        lambda **k: PrechargedIF(THRESHOLDS, **k),
+        lambda n: {"decay": 1.0, "threshold": n.threshold, "initial": 0.5},
+    ),
     "LIF": (lambda **k: LIF(0.9, 0.8, **k), lambda n: {"decay": 0.9, "threshold": 0.8}),
     "LIF, channels": (
         lambda **k: LIF(LEAKS, THRESHOLDS, **k),
