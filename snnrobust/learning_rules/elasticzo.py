@@ -31,10 +31,10 @@ class ElasticZO(Supervised):
     .. math:: g = \frac{L(\theta + \epsilon z) - L(\theta - \epsilon z)}{2 \epsilon}, \quad \nabla_\theta L \approx g z, \quad
         z \sim \mathcal{N}(0, I)
 
-    With the first C layers are moved all parameters before and between them and up to layer C + 1, such as those of normalisations.
-    :math:`z` is drawn again from its key wherever it is needed; weights are never moved in place, so nothing has to be
-    restored. Both losses are under the same draws of the model and do not touch running statistics: those, the gradient of
-    the other layers and the reported loss are of a pass with the weights as they are, whose graph begins after the first C layers.
+    With the first C layers go all parameters before them and up to layer C + 1, such as those of normalisations. :math:`z` is
+    drawn again from its key wherever it is needed; weights are never moved in place, so nothing has to be restored. Both losses
+    are under the same draws of the model and leave running statistics alone: those, the gradient of the other layers and the
+    reported loss are of one more pass with the weights as they are, whose graph begins after the first C layers.
 
     Args:
         zeroth: C. 0 is BPTT; with all synaptic layers there is no backward pass.
@@ -104,7 +104,8 @@ class ElasticZO(Supervised):
                     given = _answer(found, rest, h)
                     loss = LOSSES[self.loss](given, y)
             if loss.requires_grad:  # before other passes, which would change statistics that the graph may hold
-                (loss * scale).backward()
+                with torch.autocast(x.device.type, enabled=False):  # backwards, types are those of the forward pass
+                    (loss * scale).backward()
             loss, logits = loss.detach(), given.logits.detach()
             del given, h
             with _statistics_kept(model):
@@ -113,14 +114,17 @@ class ElasticZO(Supervised):
                     def shift(p: Tensor, sample: int = sample) -> Tensor:
                         return noise(p, sample) * self.eps
 
-                    difference = loss_at(encoded, y, shift) - loss_at(encoded, y, lambda p: -shift(p))  # noqa: B023
+                    difference = loss_at(encoded, y, shift) - loss_at(encoded, y, lambda p: -shift(p))
                     slope = scale * difference / (2 * self.eps * self.samples)
                     for p in moved:
                         estimate = noise(p, sample).mul_(slope)
                         p.grad = estimate if p.grad is None else p.grad.add_(estimate)
             return loss, logits
 
-        yield Lent(backward, learnt=counter, after=lambda: step.add_(1) and None)
+        def count() -> None:
+            step.add_(1)
+
+        yield Lent(backward, learnt=counter, after=count)
 
     def _divided(self, found: Chain) -> tuple[list[Section], list[nn.Module]]:
         """Sections of the first layers, and the parts of the rest."""
@@ -146,7 +150,7 @@ def _noise(key: int, p: Tensor) -> Tensor:
 
 @contextmanager
 def _shifted(section: Section, shift: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, each parameter of ``section`` is a moved copy: the parameter itself is not touched, so rounding cannot change it."""
+    """Inside, each parameter of ``section`` is a moved copy; itself it is not touched, so rounding cannot change it."""
     own: list[tuple[nn.Module, str, nn.Parameter]] = []
     try:
         for module in {id(m): m for part in section for m in part.modules()}.values():

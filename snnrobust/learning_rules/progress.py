@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,10 @@ class Bar:
     def _describe(self, epoch: int, loss: float, accuracy: float) -> None:
         speed = self._seen / max(time.perf_counter() - self._began, 1e-9)
         rate = "" if self._rate is None else f", firing {self._rate:.1%}"
-        text = f"epoch {epoch + 1}, loss {loss:.3f}, accuracy {accuracy:.1%}{rate}{self._validation}"
+        known = (
+            "" if math.isnan(loss) else f", loss {loss:.3f}, accuracy {accuracy:.1%}"
+        )  # nan: without labels there is none
+        text = f"epoch {epoch + 1}{known}{rate}{self._validation}"
         self._progress.update(self._task, description=f"{text}, {speed:,.0f} samples/s")
 
 
