@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ class Bar:
     def _describe(self, epoch: int, loss: float, accuracy: float) -> None:
         speed = f", {self._seen / self._spent:,.0f} samples/s" if self._spent else ""
         rate = "" if self._rate is None else f", firing {self._rate:.1%}"
-        text = f"epoch {epoch + 1}, loss {loss:.3f}, accuracy {accuracy:.1%}{self._validation}"
+        known = "" if math.isnan(loss) else f", loss {loss:.3f}, accuracy {accuracy:.1%}"  # nan: a rule without labels
+        text = f"epoch {epoch + 1}{known}{self._validation}"
         self._progress.update(self._task, description=f"{text}\nby {self._label}{rate}{speed}")
 
 

@@ -22,6 +22,7 @@ _LSTM = (Recurrent(128),)
 
 ARCHITECTURES: dict[str, Architecture] = {
     "mlp": (Dense(256), Dense(256)),
+    "dense": (Dense(400),),  # as many neurons as in a network of Diehl and Cook 2015
     "conv-small": (Conv(16), Pool(), Conv(32), Pool()),
     "conv-medium": (Conv(32), Pool(), Conv(64), Pool(), Dense(128)),
     "conv-mnist": (Conv(32), Pool(), Conv(64), Pool()),
