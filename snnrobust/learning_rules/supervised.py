@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.data import Batch, Data, batches, count_batches
-from snnrobust.draws import derive, device_of, draws
+from snnrobust.draws import Stream, derive, device_of, draws
 from snnrobust.layers.synchronised import synchronised
 from snnrobust.learning_rules.activity import Activity
 from snnrobust.learning_rules.parallel import broadcast, reduce_gradients, shard, total
@@ -46,12 +46,20 @@ class Lent:
         learnt: Modules that are learnt, saved and resumed beside the model.
         after: Called after each step of the optimizer.
         activity: Given by a rule that runs the neurons itself and reports what they fire with ``activity.see``.
+        before: Called before each ``backward`` with the source of its draws, and with the sample ids of the whole batch, of
+            which it may get a part.
+        judge: Called after each epoch with the records so far, and with the validation data or, without any, the training
+            data. It may add to the last record; a key ``stopped`` ends the training and keeps that epoch from being the best.
+        tally: Sum and number of what the rule counts while it trains; their means over an epoch enter its record.
     """
 
     backward: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
     learnt: nn.Module = field(default_factory=nn.Module)
     after: Callable[[], None] | None = None
     activity: Activity | None = None
+    before: Callable[[Stream, Tensor], None] | None = None
+    judge: Callable[[list[dict[str, Any]], Data], None] | None = None
+    tally: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +214,10 @@ class Supervised:
                     began = time.perf_counter()
                     record = run.epoch(train, len(records), bar)
                     accuracy = None if validation is None else run.accuracy(validation, len(records))
-                    seconds = time.perf_counter() - began
-                    records.append({**record, "validation_accuracy": accuracy, "seconds": seconds})
+                    records.append({**record, "validation_accuracy": accuracy})
+                    if run.lent.judge is not None:
+                        run.lent.judge(records, train if validation is None else validation)
+                    records[-1]["seconds"] = time.perf_counter() - began
                     if self.keep == "best" and _best(records) == len(records) - 1:
                         run.best = {name: t.detach().clone() for name, t in run.model.state_dict().items()}
                     if path is not None and first:
@@ -218,6 +228,8 @@ class Supervised:
             logged.close()
 
     def _exhausted(self, records: list[dict[str, Any]]) -> bool:
+        if records and "stopped" in records[-1]:
+            return True
         return bool(records) and self.patience is not None and len(records) - 1 - _best(records) >= self.patience
 
     def _fabric(self, model: nn.Module, fabric: Fabric | None) -> Fabric:
@@ -294,7 +306,16 @@ class _Run:
         rates = self.activity.rates()
         rate = sum(rates.values()) / len(rates) if rates else None
         found = {"epoch": epoch + 1, "loss": loss_sum / seen, "accuracy": correct / seen}
-        return {**found, "spike_rate": rate, "rates": rates, "lr": lr}
+        return {**found, **self._tallied(), "spike_rate": rate, "rates": rates, "lr": lr}
+
+    def _tallied(self) -> dict[str, float | None]:
+        """Means of what the rule has counted since the last call; None of nothing."""
+        found: dict[str, float | None] = {}
+        for name, counted in self.lent.tally.items():
+            value, number = total(self.fabric, *counted)
+            found[name] = value / number if number else None
+            counted[:] = 0.0, 0.0
+        return found
 
     def _step(self, batch: Batch, key: int) -> tuple[float, float]:
         """Leave the gradient of the whole batch in the parameters; its mean loss and the number of right predictions."""
@@ -309,6 +330,8 @@ class _Run:
                 part = Batch(*(t[:1] for t in batch))
             x, y = part.x.to(self.fabric.device), part.y.to(self.fabric.device)
             scale = len(index) / len(batch.x)
+            if self.lent.before is not None:
+                self.lent.before(Stream(key, part.sample_ids), batch.sample_ids)
             with (
                 draws(self.model, key, part.sample_ids),
                 synchronised(self.model, counted),
@@ -341,5 +364,5 @@ class _Run:
 
 def _best(records: list[dict[str, Any]]) -> int:
     """The first epoch with the best validation accuracy."""
-    found = [record["validation_accuracy"] for record in records]
+    found = [-1.0 if "stopped" in record else record["validation_accuracy"] for record in records]
     return found.index(max(found))
