@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from snnrobust import (
         attacks,
         data,
+        defenses,
         encoders,
         energy,
         evaluation,
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "SpikingClassifier", "attacks", "data", "encoders", "energy", "evaluation", "hardware", "layers", "learning_rules",
-    "models", "monitors", "neurons", "quantization",
+    "SpikingClassifier", "attacks", "data", "defenses", "encoders", "energy", "evaluation", "hardware", "layers",
+    "learning_rules", "models", "monitors", "neurons", "quantization",
 ]  # fmt: skip
 
 

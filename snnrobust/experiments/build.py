@@ -8,7 +8,7 @@ from dataclasses import fields
 import torch
 from torch import nn
 
-from snnrobust import checks, neurons, quantization
+from snnrobust import checks, defenses, neurons, quantization
 from snnrobust.attacks import (
     ATTACKS,
     EOT,
@@ -58,7 +58,7 @@ __all__ = [
     "rehearse",
 ]
 
-_REGISTERED = quantization  # its quantizers enter BACKENDS when it is imported
+_REGISTERED = quantization, defenses  # their quantizers and trainers enter BACKENDS and RULES when they are imported
 _SEQUENCES = (Delta, Frames, LevelCrossing)  # no data set holds what they take
 LOSSES = {"cross_entropy": cross_entropy, "margin": margin}
 NAMES: dict[str, list[str]] = {

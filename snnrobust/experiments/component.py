@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from snnrobust import checks
+from snnrobust.hardware import BACKENDS, Backend, Chain
 from snnrobust.neurons.surrogate import SURROGATES
 
 __all__ = ["Component", "make"]
@@ -43,8 +44,20 @@ def make(component: Component, registry: Mapping[str, Any], what: str, **given: 
             )
         if name == "surrogate" and isinstance(value, dict):
             value = make(Component.model_validate(value), SURROGATES, f"{what}.surrogate")
+        if name == "backends":
+            value = _backends(value, f"{what}.backends")
         arguments[name] = value
     try:
         return kind(**arguments, **given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what}: {error}") from error
+
+
+def _backends(value: Any, what: str) -> tuple[Backend, ...]:
+    """Effects of a chip, in order."""
+    if not isinstance(value, list) or not all(isinstance(v, dict) and isinstance(v.get("type"), str) for v in value):
+        raise ValueError(
+            f'{what} must be a list such as [{{ type = "GaussianNoise", multiplicative = 0.2 }}], got {value!r:.80}'
+        )
+    effects = {name: kind for name, kind in BACKENDS.items() if kind is not Chain}
+    return tuple(make(Component.model_validate(v), effects, f"{what}[{i}]") for i, v in enumerate(value))

@@ -25,6 +25,12 @@ DIGITAL = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, BNTT, TE
 """Parametric, but computed beside the array."""
 
 
+def folded(x: Tensor, planar: bool) -> Tensor:
+    """Time folded into the batch; images as in a Sequential, so that an ideal chip has the bits of the model."""
+    x = x.flatten(0, 1)
+    return for_convolution(x) if planar and not torch.compiler.is_compiling() else x
+
+
 class DeployedLayer(Temporal):
     """A synaptic layer on a chip, ``[T, B, *] -> [T, B, *]``: drive, product, read."""
 
@@ -48,21 +54,17 @@ class DeployedLayer(Temporal):
 
     def _run(self, x: Tensor, start: int, whole: bool = False) -> Tensor:
         x = self.backend.drive(x)
-        folded = x.flatten(0, 1)
-        if whole and self.planar and not torch.compiler.is_compiling():
-            # as in a Sequential, so that an ideal chip has the bits of the model
-            folded = for_convolution(folded)
-        y = self.array.product(folded, self.bias)
+        y = self.array.product(folded(x, whole and self.planar), self.bias)
         return self.backend.read(y.unflatten(0, (x.shape[0], -1)), start)
 
 
 class _WithoutTime(nn.Module):
-    """A deployed layer where there is no time axis: in an ordinary network, ``[B, *] -> [B, *]``.
+    """A layer on a chip where there is no time axis: in an ordinary network, ``[B, *] -> [B, *]``.
 
     Each call in a forward pass of the chip counts as a step, so that a layer called twice meets fresh noise.
     """
 
-    def __init__(self, layer: DeployedLayer) -> None:
+    def __init__(self, layer: Temporal) -> None:
         super().__init__()
         self.layer = layer
         self._calls = 0
@@ -108,7 +110,7 @@ def deploy(model: nn.Module, backend: Backend, *, seed: int, layers: Collection[
         checks.choice("layers", name, found)
     for name, layer in found.items():
         if layers is None or name in layers:
-            _place(chip, name, layer, deepcopy(backend), derive(seed, "chip", name))
+            _place(chip, name, layer, deepcopy(backend), key_of(seed, name))
     chip.register_forward_pre_hook(_begin_forward)
     return chip
 
@@ -129,11 +131,21 @@ def _refuse(model: nn.Module, found: dict[str, nn.Module]) -> None:
         raise ValueError("the model has no nn.Linear or nn.Conv layer to put on a chip")
 
 
-def _place(chip: nn.Module, name: str, layer: nn.Module, backend: Backend, key: int) -> None:
+def key_of(seed: int, name: str) -> int:
+    """Of the layer ``name`` on the chip ``seed``."""
+    return derive(seed, "chip", name)
+
+
+def imprint(backend: Backend, key: int) -> None:
+    """Give ``backend`` the patterns of the chip ``key``."""
     for path, part in backend.named_modules():
         if isinstance(part, Backend):
             word = derive(key, "pattern", path)
             part._chip = torch.tensor([word & 0xFFFFFFFF, word >> 32])
+
+
+def _place(chip: nn.Module, name: str, layer: nn.Module, backend: Backend, key: int) -> None:
+    imprint(backend, key)
     with draws(backend, key), torch.no_grad():
         deployed = DeployedLayer(layer, backend)  # type: ignore[arg-type]
     parent_name, _, child = name.rpartition(".")

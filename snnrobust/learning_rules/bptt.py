@@ -17,6 +17,7 @@ from snnrobust.learning_rules.supervised import Lent, Supervised
 from snnrobust.learning_rules.trainer import RULES
 from snnrobust.models import SpikingClassifier
 from snnrobust.neurons import surrogate as surrogates
+from snnrobust.temporal import Temporal
 
 __all__ = ["BPTT"]
 
@@ -66,10 +67,7 @@ class BPTT(Supervised):
 
     @contextmanager
     def lend(self, model: nn.Module, example: Tensor) -> Iterator[Lent]:
-        criterion, network = LOSSES[self.loss], None
-        if self.truncate is not None:
-            assert isinstance(model, SpikingClassifier)  # as refuse() demands
-            network = Chunked(model.network, self.truncate, truncated=True)
+        criterion, network = LOSSES[self.loss], self._network(model)
 
         def backward(x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
             given = answer(model, x, network)
@@ -80,6 +78,13 @@ class BPTT(Supervised):
 
         with nullcontext() if self.surrogate is None else surrogates.override(model, self.surrogate):
             yield Lent(backward)
+
+    def _network(self, model: nn.Module) -> Temporal | None:
+        """What stands for the network of ``model`` while it trains."""
+        if self.truncate is None:
+            return None
+        assert isinstance(model, SpikingClassifier)  # as refuse() demands
+        return Chunked(model.network, self.truncate, truncated=True)
 
     def input_gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The gradient of each sample's loss by ``x``, shape of ``x``, through the surrogate that trains; not truncated."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.data import Batch, Data, batches, count_batches
-from snnrobust.draws import derive, device_of, draws
+from snnrobust.draws import Stream, derive, device_of, draws
 from snnrobust.layers.synchronised import synchronised
 from snnrobust.learning_rules.activity import Activity
 from snnrobust.learning_rules.parallel import broadcast, reduce_gradients, shard, total
@@ -48,12 +48,20 @@ class Lent:
         learnt: Modules that are learnt, saved and resumed beside the model.
         after: Called after each step of the optimizer.
         activity: Given by a rule that runs the neurons itself and reports what they fire with ``activity.see``.
+        before: Called before each ``backward`` with the source of its draws, and with the sample ids of the whole batch, of
+            which it may get a part.
+        judge: Called after each epoch with the records so far, and with the validation data or, without any, the training
+            data. It may add to the last record; a key ``stopped`` ends the training and keeps that epoch from being the best.
+        tally: Sum and number of what the rule counts while it trains; their means over an epoch enter its record.
     """
 
     backward: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
     learnt: nn.Module = field(default_factory=nn.Module)
     after: Callable[[], None] | None = None
     activity: Activity | None = None
+    before: Callable[[Stream, Tensor], None] | None = None
+    judge: Callable[[list[dict[str, Any]], Data], None] | None = None
+    tally: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +233,10 @@ class Supervised:
                     began = time.perf_counter()
                     record = run.epoch(train, len(records), bar)
                     accuracy = None if validation is None else run.accuracy(validation, len(records))
-                    seconds = time.perf_counter() - began
-                    records.append({**record, "validation_accuracy": accuracy, "seconds": seconds})
+                    records.append({**record, "validation_accuracy": accuracy})
+                    if run.lent.judge is not None:
+                        run.lent.judge(records, train if validation is None else validation)
+                    records[-1]["seconds"] = time.perf_counter() - began
                     if self.keep == "best" and _best(records) == len(records) - 1:
                         run.best = {n: t.detach().clone() for n, t in weights_of(run.model, run.lent.learnt).items()}
                     if path is not None and first:
@@ -239,6 +249,8 @@ class Supervised:
             run.fabric.barrier()  # nobody goes on, perhaps to read the file, before it is written
 
     def _exhausted(self, records: list[dict[str, Any]]) -> bool:
+        if records and "stopped" in records[-1]:
+            return True
         return bool(records) and self.patience is not None and len(records) - 1 - _best(records) >= self.patience
 
     def _fabric(self, model: nn.Module, fabric: Fabric | None) -> Fabric:
@@ -313,7 +325,16 @@ class _Run:
             self._demand_finite(math.nan, "largest weight", epoch)
         rates, rate = self.activity.rates()
         found = {"epoch": epoch + 1, "loss": loss_sum / seen, "accuracy": correct / seen}
-        return {**found, "spike_rate": rate, "rates": rates, "lr": lr}
+        return {**found, **self._tallied(), "spike_rate": rate, "rates": rates, "lr": lr}
+
+    def _tallied(self) -> dict[str, float | None]:
+        """Means of what the rule has counted since the last call; None of nothing."""
+        found: dict[str, float | None] = {}
+        for name, counted in self.lent.tally.items():
+            value, number = total(self.fabric, *counted)
+            found[name] = value / number if number else None
+            counted[:] = 0.0, 0.0
+        return found
 
     def _demand_finite(self, value: float, what: str, epoch: int) -> None:
         if not math.isfinite(value):
@@ -328,6 +349,8 @@ class _Run:
         for part, counted in self._parts(batch):
             x, y = part.x.to(self.fabric.device), part.y.to(self.fabric.device)
             scale = counted * len(x) / len(batch.x)
+            if self.lent.before is not None:
+                self.lent.before(Stream(key, part.sample_ids), batch.sample_ids)
             self.activity.on = watched and counted
             with draws(self.model, key, part.sample_ids), self._together(counted), self.fabric.autocast():
                 loss, logits = self.lent.backward(x, y, scale)
@@ -373,5 +396,5 @@ class _Run:
 
 def _best(records: list[dict[str, Any]]) -> int:
     """The first epoch with the best validation accuracy."""
-    found = [record["validation_accuracy"] for record in records]
+    found = [-1.0 if "stopped" in record else record["validation_accuracy"] for record in records]
     return found.index(max(found))

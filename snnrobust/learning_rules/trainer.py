@@ -42,7 +42,7 @@ class History:
 
     Attributes:
         records: One an epoch: ``epoch``, ``loss``, ``accuracy``, ``validation_accuracy`` (or None), ``spike_rate`` (of watched
-            batches; None where nothing was seen to fire), ``rates`` (by layer), ``lr``, ``seconds``.
+            batches; None where nothing was seen to fire), ``rates`` (by layer), ``lr``, ``seconds``, and what the rule adds.
         learnt: What the rule learnt beside the model, such as the readouts of local errors, as a state dict.
         conversion: Where a conversion took place, its :class:`~snnrobust.learning_rules.CalibrationReport` as JSON.
     """

@@ -1,0 +1,9 @@
+"""Robust training: adversarial training and training through noise, as trainers on the shared loop."""
+
+from snnrobust.defenses.fast_at import FastAT
+from snnrobust.defenses.noise_training import NoiseTraining
+from snnrobust.defenses.pgd_training import PGDTraining
+from snnrobust.defenses.rat import RAT, retract
+from snnrobust.defenses.trades import TRADES
+
+__all__ = ["RAT", "TRADES", "FastAT", "NoiseTraining", "PGDTraining", "retract"]
