@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import attack, encoder, events, harness, lif, peers, plots, report, rules, steps, threads, train
+from benchmarks import attack, encoder, events, fit, harness, lif, peers, plots, report, rules, steps, threads, train
 from benchmarks.environment import allocator, environment
 from benchmarks.harness import Result
 
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, tuple[harness.Cases, int]] = {
     "encoder": (encoder.cases, 21),
     "events": (events.cases, 21),
     "train": (train.cases, 7),
+    "fit": (fit.cases, 7),
     "attack": (attack.cases, 5),
     "threads": (threads.cases, 9),
     "steps": (steps.cases, 5),

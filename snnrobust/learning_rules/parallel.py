@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,10 +16,30 @@ from snnrobust.data import Batch
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["broadcast", "reduce_gradients", "shard", "total"]
+__all__ = ["Alone", "broadcast", "reduce_gradients", "shard", "total"]
 
 
-def shard(batch: Batch, fabric: Fabric) -> Batch:
+@dataclass(frozen=True)
+class Alone:
+    """What the loop needs of a ``Fabric``, for one process on one device; to make a ``Fabric`` takes as long as a few steps."""
+
+    device: torch.device
+    bfloat16: bool = False
+    world_size: int = 1
+    global_rank: int = 0
+    is_global_zero: bool = True
+
+    def to_device(self, module: nn.Module) -> nn.Module:
+        return module.to(self.device)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
+
+    def barrier(self) -> None:
+        """There is nobody to wait for."""
+
+
+def shard(batch: Batch, fabric: Fabric | Alone) -> Batch:
     """This process's part of a batch: every n-th sample, perhaps none."""
     if fabric.world_size == 1:
         return batch
@@ -25,7 +47,7 @@ def shard(batch: Batch, fabric: Fabric) -> Batch:
     return Batch(*(t[part] for t in batch))
 
 
-def total(fabric: Fabric, *values: float) -> list[float]:
+def total(fabric: Fabric | Alone, *values: float) -> list[float]:
     """Sums over the processes."""
     if fabric.world_size == 1:
         return list(values)
@@ -34,7 +56,7 @@ def total(fabric: Fabric, *values: float) -> list[float]:
     return summed.tolist()
 
 
-def broadcast(fabric: Fabric, *modules: nn.Module) -> None:
+def broadcast(fabric: Fabric | Alone, *modules: nn.Module) -> None:
     """Parameters and buffers of the first process everywhere: training begins from one model."""
     if fabric.world_size == 1:
         return
@@ -45,7 +67,7 @@ def broadcast(fabric: Fabric, *modules: nn.Module) -> None:
             tensor.data.copy_(value)
 
 
-def reduce_gradients(fabric: Fabric, parameters: Sequence[nn.Parameter]) -> None:
+def reduce_gradients(fabric: Fabric | Alone, parameters: Sequence[nn.Parameter]) -> None:
     """Sum the gradients over the processes; a parameter without one on every process stays without."""
     if fabric.world_size == 1:
         return

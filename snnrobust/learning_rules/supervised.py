@@ -20,7 +20,7 @@ from snnrobust.data import Batch, Data, batches, count_batches
 from snnrobust.draws import Stream, derive, device_of, draws
 from snnrobust.layers.synchronised import synchronised
 from snnrobust.learning_rules.activity import Activity
-from snnrobust.learning_rules.parallel import broadcast, reduce_gradients, shard, total
+from snnrobust.learning_rules.parallel import Alone, broadcast, reduce_gradients, shard, total
 from snnrobust.learning_rules.preflight import digest, plain, preflight, structure
 from snnrobust.learning_rules.progress import Bar, Log, check_log
 from snnrobust.learning_rules.resume import load_state, put_back, save_state, weights_of
@@ -177,16 +177,16 @@ class Supervised:
             raise ValueError("patience and keep='best' go by the validation accuracy: give validation data")
         check_log(log)
         self.refuse(model, example)
-        fabric = self._fabric(model, fabric)
+        processes = self._fabric(model, fabric)
         path = None if checkpoint is None else Path(checkpoint)
         identity = {} if path is None else self._identity(model, train, validation, epochs)
         modes = [(m, m.training) for m in model.modules()]
-        fabric.to_device(model)
+        processes.to_device(model)
         try:
-            with self.lend(model, example.to(fabric.device)) as lent:
-                fabric.to_device(lent.learnt)
-                broadcast(fabric, model, lent.learnt)
-                run = _Run(self, model, lent, fabric, epochs)
+            with self.lend(model, example.to(processes.device)) as lent:
+                processes.to_device(lent.learnt)
+                broadcast(processes, model, lent.learnt)
+                run = _Run(self, model, lent, processes, epochs)
                 if path is not None and path.exists():
                     run.history, run.best = load_state(path, model, run.optimizer, identity, lent.learnt)
                 if len(run.history.records) > epochs:
@@ -253,14 +253,9 @@ class Supervised:
             return True
         return bool(records) and self.patience is not None and len(records) - 1 - _best(records) >= self.patience
 
-    def _fabric(self, model: nn.Module, fabric: Fabric | None) -> Fabric:
-        from lightning_fabric import Fabric
-
+    def _fabric(self, model: nn.Module, fabric: Fabric | None) -> Fabric | Alone:
         if fabric is None:
-            device = device_of(model)
-            devices: int | list[int] = 1 if device.type == "cpu" else [device.index or 0]
-            precision = "bf16-mixed" if self.precision == "bfloat16" else "32-true"
-            return Fabric(accelerator=device.type, devices=devices, precision=precision)  # type: ignore[arg-type]
+            return Alone(device_of(model), self.precision == "bfloat16")
         if self.precision != "float32":
             raise ValueError(
                 f"precision is {self.precision!r}, but a fabric has its own: make that one with precision='bf16-mixed'"
@@ -282,7 +277,7 @@ class Supervised:
 class _Run:
     """A training that is going on."""
 
-    def __init__(self, rule: Supervised, model: nn.Module, lent: Lent, fabric: Fabric, epochs: int) -> None:
+    def __init__(self, rule: Supervised, model: nn.Module, lent: Lent, fabric: Fabric | Alone, epochs: int) -> None:
         self.rule, self.model, self.lent, self.fabric, self.epochs = rule, model, lent, fabric, epochs
         parameters = {id(p): p for m in (model, lent.learnt) for p in m.parameters() if p.requires_grad}
         self.parameters = list(parameters.values())
