@@ -52,7 +52,7 @@ class EProp(Supervised):
     """
 
     name: ClassVar[str] = "EProp"
-    needs: ClassVar[Mapping[str, Any]] = {"norm": "none", "readout": "MeanOutput"}
+    needs: ClassVar[Mapping[str, Any]] = {"norm": "none", "readout": {"type": "MeanOutput"}}
 
     lr: float = 1e-2
     feedback: Feedback = "random"

@@ -437,8 +437,6 @@ def test_what_the_neurons_fire_is_reported(rule):
     with RULES[rule]().lend(model, X[:1]) as lent:
         with draws(model, 5), lent.activity.watching(0, 0, hooks=False):
             lent.backward(X, Y, 1.0)
-        with draws(model, 5):
-            lent.backward(X, Y, 1.0)  # is not watched
         rates = lent.activity.rates()
     seen = {}
     for name in ("network.2", "network.4"):
