@@ -16,7 +16,7 @@ from snnrobust.draws import derive, draws
 from snnrobust.learning_rules.conversion_scales import activations, neurons
 from snnrobust.models import SpikingClassifier
 
-__all__ = ["TOLERANCE", "CalibrationReport", "LayerCalibration", "measure", "report_steps"]
+__all__ = ["TOLERANCE", "CalibrationReport", "LayerCalibration", "measure", "report_steps", "suggest"]
 
 TOLERANCE = 0.005
 """By how much the accuracy may be below the ordinary network's at the suggested T."""
@@ -150,12 +150,18 @@ def measure(
     )
     accuracies, agreements = (tuple((v / samples).tolist()) for v in (right, same))
     of_ann_itself = ann_right / samples
-    suggested = None
-    for T, accuracy in zip(reversed(steps), reversed(accuracies), strict=True):
-        if accuracy < of_ann_itself - TOLERANCE - 1e-12:
-            break
-        suggested = T
+    suggested = suggest(steps, accuracies, of_ann_itself)
     return CalibrationReport(method, samples, tuple(steps), layers, of_ann_itself, accuracies, agreements, suggested)
+
+
+def suggest(steps: Sequence[int], accuracies: Sequence[float], of_ann: float) -> int | None:
+    """The smallest of ``steps`` from which on the accuracy is at most :data:`TOLERANCE` below the ordinary network's."""
+    found = None
+    for T, accuracy in zip(reversed(steps), reversed(accuracies), strict=True):
+        if accuracy < of_ann - TOLERANCE - 1e-12:
+            break
+        found = T
+    return found
 
 
 def _means(x: Tensor, steps: Sequence[int]) -> list[Tensor]:

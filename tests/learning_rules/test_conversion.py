@@ -14,7 +14,7 @@ from snnrobust.encoders import Direct, Latency, Poisson
 from snnrobust.layers import BNTT, QCFS, MeanMembrane, MeanOutput, Sequential, SpikeCount
 from snnrobust.learning_rules import RULES, Conversion, convert, quantised
 from snnrobust.learning_rules.conversion_ann import folded
-from snnrobust.learning_rules.conversion_report import report_steps
+from snnrobust.learning_rules.conversion_report import report_steps, suggest
 from snnrobust.learning_rules.conversion_scales import neurons
 from snnrobust.learning_rules.conversion_twin import twin
 from snnrobust.models import ARCHITECTURES, Conv, Dense, Dropout, Normalise, Pool, Residual, SpikingClassifier, spiking
@@ -200,6 +200,20 @@ def test_what_is_suggested():
     _, report = convert(ann, (TEST[0], answers), time_steps=2, samples=200, initial=0.0)
     assert report.suggested is None
     assert "suggested: none of these: use more time steps" in report.table()
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "expected"),
+    [
+        ((0.9, 0.9, 0.9), 4),
+        ((0.9, 0.8, 0.9), 16),
+        ((0.8, 0.895, 0.9), 8),
+        ((0.8, 0.894, 0.9), 16),
+        ((0.9, 0.9, 0.8), None),
+    ],
+)
+def test_a_suggestion_holds_for_more_steps_too(accuracies, expected):
+    assert suggest((4, 8, 16), accuracies, 0.9) == expected
 
 
 def test_the_table():
