@@ -36,6 +36,7 @@ __all__ = ["STDP"]
 
 _LINEAR_READOUTS = (MeanMembrane, MeanOutput, SpikeCount, LastOutput)
 _ADVICE = "architecture='dense' and norm='none', or spiking((Dense(400),), shape, classes, encoder, norm='none')"
+_LEAST = 1e-6  # threshold, where the weights have a mean of mean_weight
 _SETTLING = 60  # batches in which thresholds are found for neurons that do not compete any more
 
 
@@ -81,7 +82,7 @@ class STDP:
     tau_minus: float = 5.0
     inhibition: float = 1.0
     mean_weight: float = 0.1
-    homeostasis: float = 0.05
+    homeostasis: float = 0.02
     spikes: float = 5.0
     rate: float = 0.1
     l2: float = 1e-4
@@ -226,14 +227,14 @@ class _Training:
         for batch, pre in self._batches(data, rule.batch_size, "train", epoch):
             current = F.linear(pre, weights)
             if not threshold.any():
-                threshold.copy_((2 * current.mean()).clamp(min=torch.finfo(current.dtype).tiny).expand_as(threshold))
+                threshold.copy_((2 * current.mean()).clamp(min=_LEAST).expand_as(threshold))
             post = compete(current, neuron.decay, threshold, neuron.reset, rule.inhibition)
             potentiation, depression = pair_sums(pre, post, rule.tau_plus, rule.tau_minus)
             change = (1 - weights) * potentiation - rule.depression * weights * depression
             weights.copy_(bounded(weights + rule.lr * change, rule.mean_weight))
             counts = post.sum((0, 1))
             expected = rule.spikes * len(batch.x) / len(threshold)
-            threshold.mul_(torch.exp(rule.homeostasis * (counts - expected)))
+            threshold.mul_(torch.exp(rule.homeostasis * (counts - expected))).clamp_(min=_LEAST)
             fired += float(counts.sum())
             bar.batch(epoch, math.nan, math.nan, len(batch.x))
         if fired == 0.0:
@@ -244,15 +245,16 @@ class _Training:
         rule, neuron = self.rule, self.parts.neuron
         weights = self.weights - self.weights.mean(0)
         threshold, rate = torch.zeros_like(self.threshold), rule.rate
-        done = 0
+        done, least = 0, _LEAST
         while done < _SETTLING:
             for _, pre in self._batches(data, 2 * rule.batch_size, "settle", epoch, done):
                 current = F.linear(pre, weights)
                 if done == 0:
-                    threshold += (3 * current.abs().mean()).clamp(min=torch.finfo(current.dtype).tiny)
+                    threshold += (3 * current.abs().mean()).clamp(min=_LEAST)
+                    least = float(threshold[0]) / 100  # of neurons that nothing can make fire; their weights stay small
                 found = lif(current, neuron.decay, threshold, neuron.reset).mean((0, 1))
                 step = 0.5 * (1 - done / _SETTLING) * ((found - rate) / rate).clamp(-1.0, 1.0)
-                threshold *= torch.exp(step)
+                threshold.mul_(torch.exp(step)).clamp_(min=least)
                 done += 1
                 if done == _SETTLING:
                     break
@@ -293,7 +295,7 @@ class _Training:
     def _warn(self, what: str, epoch: int, remedy: str) -> None:
         kind = type(self.parts.neuron).__name__
         text = f"{self.parts.name} ({kind}) {what} in epoch {epoch + 1}: nothing can be learnt. {remedy}"
-        warnings.warn(text, TrainingWarning, stacklevel=4)
+        warnings.warn(text, TrainingWarning, stacklevel=5)  # past the wrapper of torch.no_grad
 
 
 def _parts(model: nn.Module) -> _Parts:
@@ -331,6 +333,7 @@ def _seen(parts: _Parts, x: Tensor) -> Tensor:
 
 def _logistic_regression(x: Tensor, y: Tensor, classes: int, l2: float, biased: bool) -> tuple[Tensor, Tensor]:
     """Weights ``[classes, n]`` and bias of the least mean cross-entropy plus ``l2`` times the squares of the weights."""
+    x, dtype = x.double(), x.dtype
     scale = x.var(0, correction=0).mean().sqrt()
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     features = x / scale
@@ -346,7 +349,7 @@ def _logistic_regression(x: Tensor, y: Tensor, classes: int, l2: float, biased: 
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return weight.detach() / scale, bias.detach()
+    return (weight.detach() / scale).to(dtype), bias.detach().to(dtype)
 
 
 RULES[STDP.name] = STDP

@@ -15,8 +15,8 @@ from snnrobust.models.blocks import remembers
 from snnrobust.neurons import LIF
 
 SMALLEST = {
-    "mlp": 1, "conv-small": 4, "conv-medium": 4, "conv-mnist": 4, "lenet5": 12, "vgg5": 4, "vgg9": 8, "vgg11": 16, "vgg16": 32,
-    "resnet18": 1, "resnet20": 1, "densenet40": 4, "noisy-cnn6": 4, "lstm": 1, "recurrent": 1,
+    "mlp": 1, "dense": 1, "conv-small": 4, "conv-medium": 4, "conv-mnist": 4, "lenet5": 12, "vgg5": 4, "vgg9": 8, "vgg11": 16,
+    "vgg16": 32, "resnet18": 1, "resnet20": 1, "densenet40": 4, "noisy-cnn6": 4, "lstm": 1, "recurrent": 1,
 }  # fmt: skip
 
 
@@ -45,6 +45,7 @@ VGG9 = [64, 64, 128, 128, 256, 256, 256]
 VGG11 = [64, 128, 256, 256, 512, 512, 512, 512]
 SIZES = {
     "mlp": 256 * 3072 + 256 * 256 + _norms(256, 256) + 2570,
+    "dense": 400 * 3072 + _norms(400) + 4010,
     "conv-small": _cubes(3, 16, 32) + _norms(16, 32) + 10 * 32 * 64 + 10,
     "conv-medium": _cubes(3, 32, 64) + _norms(32, 64, 128) + 128 * 64 * 64 + 1290,
     "conv-mnist": _cubes(3, 32, 64) + _norms(32, 64) + 10 * 64 * 64 + 10,
