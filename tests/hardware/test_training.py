@@ -186,10 +186,16 @@ def test_modes_that_are_set_inside_stay():
 
 
 def test_an_error_inside_takes_the_chips_away(model):
-    shape = str(model)
-    with pytest.raises(KeyError), on_chips(model, NOISY["chain"]):
-        assert str(model) != shape
-        raise KeyError
+    shape, inside = str(model), []
+
+    def fail():
+        with on_chips(model, NOISY["chain"]):
+            inside.append(str(model))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert inside != [shape]
     assert str(model) == shape
 
 
