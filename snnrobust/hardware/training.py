@@ -156,8 +156,8 @@ def demand_learnable(model: nn.Module, backend: Backend) -> None:
         _sees_time(model, name)
         if "weight" not in layer._parameters:
             raise TypeError(
-                f"{name} ({type(layer).__name__}) computes its weight from other parameters: remove the parametrization "
-                "(torch.nn.utils.parametrize.remove_parametrizations) to train it through chips"
+                f"{name} ({type(layer).__name__}) computes its weight from other parameters: make that permanent first, as by "
+                "torch.nn.utils.prune.remove or parametrize.remove_parametrizations"
             )
 
 

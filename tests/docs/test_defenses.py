@@ -1,0 +1,26 @@
+"""The example of docs/defenses.md runs as written."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from snnrobust import defenses
+
+PAGE = (Path(__file__).parents[2] / "docs" / "defenses.md").read_text()
+
+
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        exec(block, {})
+    assert re.fullmatch(r"\d+% \d+%\n\d+%\n", capsys.readouterr().out)
+
+
+def test_every_trainer_is_on_the_page() -> None:
+    for name in defenses.__all__:
+        if name != "retract":
+            assert f"**{name}**" in PAGE
+            assert f"| `{name}` |" in PAGE
