@@ -168,8 +168,10 @@ def labels(name: str, y: Tensor, batch: int, classes: int | None = None) -> Tens
         raise TypeError(f"{name} must be int64 class labels [B], got {given}: use {name}.long()")
     if len(y) != batch:
         raise ValueError(f"{name} must have one label a sample: {len(y)} labels for {batch} samples")
-    if classes is not None and len(y) and not (int(y.min()) >= 0 and int(y.max()) < classes):
-        raise ValueError(f"{name} must lie in 0..{classes - 1}, got {int(y.min())}..{int(y.max())}")
+    if classes is not None and len(y):
+        low, high = torch.aminmax(y)
+        if low < 0 or high >= classes:
+            raise ValueError(f"{name} must lie in 0..{classes - 1}, got {int(low)}..{int(high)}")
     return y
 
 

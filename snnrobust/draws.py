@@ -189,7 +189,11 @@ def held(model: nn.Module) -> Callable[[int], AbstractContextManager[None]]:
 
 
 def _stochastic(model: nn.Module) -> list[tuple[str, Stochastic]]:
-    return [(_path(name), m) for name, m in model.named_modules() if isinstance(m, Stochastic)]
+    return [
+        (_path(name) if "_orig_mod" in name else name, m)
+        for name, m in model.named_modules()
+        if isinstance(m, Stochastic)
+    ]
 
 
 def _path(name: str) -> str:
@@ -200,13 +204,17 @@ def _path(name: str) -> str:
 @contextmanager
 def keyed(key: int, model: nn.Module | None = None) -> Iterator[None]:
     """torch's own generators, seeded from ``key`` inside and as they were afterwards."""
-    parameters = [] if model is None else list(model.parameters())
+    parameters = () if model is None or not torch.cuda.is_initialized() else model.parameters()
     devices = sorted({p.device.index or 0 for p in parameters if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(key)
-        for index in devices:
-            torch.cuda.default_generators[index].manual_seed(key)
+    generators = [torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)]
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(key)
         yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 @_disable_dynamo  # around a graph break it is run, not traced: it walks all modules and returns a number

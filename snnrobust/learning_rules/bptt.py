@@ -72,7 +72,8 @@ class BPTT(Supervised):
         def backward(x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
             given = answer(model, x, network)
             loss = criterion(given, y)
-            with torch.autocast(x.device.type, enabled=False):  # backwards, types are those of the forward pass
+            kind = x.device.type  # backwards, types are those of the forward pass
+            with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
                 (loss * scale).backward()
             return loss.detach(), given.logits.detach()
 
