@@ -61,7 +61,6 @@ def _gradients(
     rule: Supervised, model: nn.Module, x: Tensor, y: Tensor, key: int, learnt: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
     model = deepcopy(model).train()
-    model.zero_grad()
     rule.refuse(model, x[:1])
     with torch.enable_grad(), rule.lend(model, x[:1]) as lent:
         lent.learnt.to(x.device)

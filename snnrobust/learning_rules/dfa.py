@@ -80,9 +80,10 @@ class DFA(Supervised):
             with one_key(model):
                 ends = list(pieces(parts, x))
             given, loss, error = self._error(parts, ends[-1], y, scale)
-            errors = [_project(error, matrices.get(b.name), h) for b, h in zip(parts.blocks, ends, strict=True)]
-            learning = [(h, e) for h, e in zip(ends, errors, strict=True) if h.requires_grad]
-            torch.autograd.backward([h for h, _ in learning], [e for _, e in learning])
+            for block in reversed(parts.blocks):  # each is freed before the error of the one before is made
+                end = ends.pop()
+                if end.requires_grad:  # else all of the block is frozen
+                    torch.autograd.backward(end, _project(error, matrices.get(block.name), end))
             return loss, given.logits.detach()
 
         yield Lent(backward)
