@@ -169,7 +169,7 @@ class _PerSynapse(Layer):
     def __init__(self, unit: Unit, readout_decay: float, activity: Activity | None = None) -> None:
         super().__init__(unit, activity)
         self.readout_decay = readout_decay
-        self.of_h = self.of_threshold = self.filtered = self.fired = torch.zeros(())
+        self.of_h = self.of_threshold = self.filtered = torch.zeros(())
         self.eligible: Tensor | None = None
 
     def step(self, s: Tensor) -> Tensor:

@@ -53,6 +53,8 @@ def test_readouts_are_uniform_and_decided_by_seed_and_layer():
     bound = 3.0 / math.sqrt(4000)
     assert (G.shape, g.shape) == ((10, 4000), (10,))
     assert G.abs().max() <= bound
+    assert g.abs().max() <= bound
+    assert len(g.unique()) == 10
     assert abs(G.std() - bound / math.sqrt(3)) < 0.01 * bound  # 40,000 values: the standard error is 0.2 %
     assert abs(G.mean()) < 0.02 * bound
     assert torch.equal(G, rule._readout("network.1", features, 10)[0])
