@@ -51,7 +51,7 @@ class Lent:
         before: Called before each ``backward`` with the source of its draws, and with the sample ids of the whole batch, of
             which it may get a part.
         judge: Called after each epoch with the records so far, and with the validation data or, without any, the training
-            data. It may add to the last record; a key ``stopped`` ends the training and keeps that epoch from being the best.
+            data. It may add to the last record; a key ``stopped`` ends the training.
         tally: Sum and number of what the rule counts while it trains; their means over an epoch enter its record.
     """
 
@@ -391,5 +391,5 @@ class _Run:
 
 def _best(records: list[dict[str, Any]]) -> int:
     """The first epoch with the best validation accuracy."""
-    found = [-1.0 if "stopped" in record else record["validation_accuracy"] for record in records]
+    found = [record["validation_accuracy"] for record in records]
     return found.index(max(found))

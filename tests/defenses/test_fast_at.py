@@ -81,7 +81,7 @@ def test_another_fall(make, digits, monkeypatch):
 
 
 def test_a_stopped_training_is_not_resumed_and_its_best_epoch_is_before(make, digits, monkeypatch, tmp_path):
-    """The epoch that overfitted is not the best, however good its clean accuracy is."""
+    """Weights that overfitted are not kept as the best, however good their clean accuracy is."""
     rule, path, model = FastAT(eps=0.1, batch_size=50, keep="best", patience=5), tmp_path / "state", make("mlp")
     settings = {"validation": digits, "checkpoint": path}
     with pytest.warns(TrainingWarning):
