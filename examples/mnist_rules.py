@@ -61,8 +61,8 @@ RUNS = [
     Run("EProp", MLP, 8, 5, COSINE),
     Run("ElasticZO", MLP, 8, 5, COSINE),
     Run("Conversion", CNN, 64, 4, {"lr": 2e-3, **COSINE}),
-    Run("STDB", CNN, 10, 2, {}),
-    Run("STDP", {}, 8, 1, {}),
+    Run("STDB", CNN, 10, 2, {"ann_epochs": 4, "ann_lr": 2e-3}),
+    Run("STDP", {"encoder": {"type": "Poisson", "time_steps": 25}}, 25, 1, images=10_000),
 ]
 
 

@@ -113,6 +113,8 @@ class STDP:
                 raise ValueError(
                     "STDP trains both linear layers, and one is frozen: set requires_grad of its weight to True"
                 )
+        if example.is_meta:  # shapes without values: nothing to look at
+            return
         with torch.no_grad(), draws(model, 0):
             _seen(parts, example)
 
