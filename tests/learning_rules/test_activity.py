@@ -132,7 +132,7 @@ def test_rates_are_weighted_by_neurons():
 
 
 def test_what_a_layer_does_inside_its_forward_is_not_counted_again():
-    layer = ALIF(0.5, 0.5)  # its forward takes the steps one by one
+    layer = Recurrent(5, IF(0.5))  # its forward takes the steps one by one
     activity = Activity(nn.Sequential(layer))
     seen = []
     with activity.watching():
