@@ -14,7 +14,7 @@ from torch import nn
 from snnrobust import data
 from snnrobust.encoders import Direct, Poisson
 from snnrobust.layers import Dropout, MeanOutput, OrdinaryDropout, Sequential
-from snnrobust.learning_rules import BPTT
+from snnrobust.learning_rules import BPTT, supervised
 from snnrobust.models import Conv, Pool, SpikingClassifier, spiking
 from snnrobust.neurons import LIF
 
@@ -69,9 +69,10 @@ CASES += [
 CASES += [("BNTT, Poisson", "truncate"), ("Dropout, Poisson", "truncate")]
 
 
-def make(kind):
+def make(kind, fabric=None):
+    """Each process begins with another model; training begins with that of the first."""
     with torch.random.fork_rng():
-        torch.manual_seed(1)
+        torch.manual_seed(1 if fabric is None else 1 + fabric.global_rank)
         return MODELS[kind]()
 
 
@@ -82,14 +83,18 @@ def samples(n, first=0):
 
 def in_float64(kind, rule, fabric=None):
     """Two full batches, and a last one of two samples: fewer than three processes, and one for each of two."""
-    model, (x, y), (vx, vy) = make(kind).double(), samples(30), samples(25, 30)
-    history = RULES[rule].fit(model, (x.double(), y), (vx.double(), vy), epochs=1, progress=False, fabric=fabric)
+    model, (x, y), (vx, vy) = make(kind, fabric).double(), samples(30), samples(25, 30)
+    every, supervised._WATCH = supervised._WATCH, 1  # the last batch is watched too
+    try:
+        history = RULES[rule].fit(model, (x.double(), y), (vx.double(), vy), epochs=1, progress=False, fabric=fabric)
+    finally:
+        supervised._WATCH = every
     return model.state_dict(), history.records
 
 
 def in_float32(kind, rule, fabric=None):
     """The gradients of the first step, which ``fit`` leaves where they are."""
-    model = make(kind)
+    model = make(kind, fabric)
     history = RULES[rule].fit(model, samples(14), epochs=1, progress=False, fabric=fabric)
     return {name: p.grad for name, p in model.named_parameters()}, history.records
 
@@ -122,7 +127,7 @@ def train(fabric, folder):
     found |= {f"float32, {kind}, plain": in_float32(kind, "plain", fabric) for kind in MODELS}
     path = Path(folder, "state")
     for epochs in (1, 2):  # begun anew, then gone on with
-        model = make("BNTT, Poisson").double()
+        model = make("BNTT, Poisson", fabric).double()
         x, y = samples(30)
         BPTT(batch_size=14).fit(model, (x.double(), y), epochs=epochs, progress=False, fabric=fabric, checkpoint=path)
         found[f"resumed {epochs}"] = model.state_dict(), []

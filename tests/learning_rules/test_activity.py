@@ -131,6 +131,16 @@ def test_rates_are_weighted_by_neurons():
     assert mean == pytest.approx(80 / 100)
 
 
+def test_what_a_layer_does_inside_its_forward_is_not_counted_again():
+    layer = Recurrent(5, IF(0.5))  # its forward takes the steps one by one
+    activity = Activity(nn.Sequential(layer))
+    seen = []
+    with activity.watching():
+        layer(torch.ones(3, 2, 5))
+    activity.judge(0, 0, lambda *counts: seen.extend(counts) or list(counts))
+    assert seen[1] == 3 * 2 * 5
+
+
 def test_a_rule_that_runs_neurons_itself_reports_them():
     layer = LIF(0.0, 0.5)
     activity = Activity(nn.Sequential(layer))
