@@ -43,10 +43,11 @@ class Run:
     epochs: int
     arguments: dict[str, Any] = field(default_factory=dict)
     images: int = 60_000
+    variant: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.rule}-{self.network.get('architecture', 'own')}"
+        return f"{self.rule}{self.variant}-{self.network.get('architecture', 'own')}"
 
 
 COSINE = {"schedule": "cosine"}
@@ -56,6 +57,7 @@ RUNS = [
     Run("FA", MLP, 8, 5, COSINE),
     Run("DFA", MLP, 8, 5, COSINE),
     Run("LE", MLP, 8, 5, COSINE),
+    Run("LE", MLP, 8, 5, {"readout": "learnt", **COSINE}, variant=" learnt"),
     Run("OTTT", MLP, 8, 5, COSINE),
     Run("DECOLLE", MLP, 8, 5, COSINE),
     Run("EProp", MLP, 8, 5, COSINE),
@@ -107,7 +109,7 @@ def table(results: dict[tuple[str, int], dict[str, Any]], runs: list[Run]) -> st
             shown = f"{np.mean(each):.2f} ({', '.join(f'{a:.2f}' for a in each)})"
             seconds = np.mean([r["seconds"] for r in found]) / run.epochs
             network = run.network.get("architecture", RULES[run.rule].needs.get("architecture", ""))
-            cells = (run.rule, network, run.time_steps, run.epochs, len(each), shown, f"{seconds:.0f}")
+            cells = (run.rule + run.variant, network, run.time_steps, run.epochs, len(each), shown, f"{seconds:.0f}")
             rows.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(rows)
 
