@@ -48,7 +48,7 @@ def peaks(tiny: bool = False) -> Iterator[Case]:
 
 
 def _name(rule: str, time_steps: int) -> str:
-    return f"{rule}, T = {time_steps}"
+    return f"T = {time_steps}, {rule}"
 
 
 def step_of(rule: str, time_steps: int, tiny: bool) -> Run:

@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--full", action="store_true", help="VGG9, T = 25, all 50,000 images")
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--progress", action="store_true")
     parser.add_argument(
