@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import attacks, evaluation, hardware, models
-from snnrobust.attacks import PGD, Linf, RandomSign
+from snnrobust.attacks import PGD, Linf, RandomNoise, RandomSign
 from snnrobust.attacks.attack import Attack
 from snnrobust.attacks.selection import Measurement, measure
 from snnrobust.draws import Stochastic, Stream, keyed
@@ -129,7 +129,7 @@ def test_the_null_control_has_as_many_random_candidates_as_there_are_attacks(
     crafted = record_crafting(monkeypatch)
     x, y = images
     report = quick(ann, images, {f"nothing {i}": Nothing(Linf(0.1)) for i in range(5)}, eps=[0.1, 0.4])
-    noise = [(attack, seed, x_adv) for attack, seed, x_adv in crafted if isinstance(attack, RandomSign)]
+    noise = [(attack, seed, x_adv) for attack, seed, x_adv in crafted if isinstance(attack, RandomNoise)]
     assert len({seed for _, seed, _ in noise}) == len(noise) == 2 * 5
     for eps in (0.1, 0.4):
         mine = [x_adv for attack, _, x_adv in noise if attack.threat.eps == eps]
