@@ -16,7 +16,7 @@ from snnrobust.draws import Stream
 __all__ = ["L0"]
 
 Unit = Literal["pixel", "element"]
-SHARE = 0.15  # of the width of the box, what a step moves an element by on average
+SHARE = 0.5  # of the width of the box, what a step moves an element by on average
 WHOLE = 1e6  # so large a step that the projection maximises the linearised loss
 
 
@@ -54,7 +54,7 @@ class L0(Ball):
         return float(self._count(x[:1]).shape[1])
 
     def step_size(self, x: Tensor, steps: int | None = None) -> float | Tensor:
-        """The L1 length of a step: 0.15 times the width of the box for each element, however many steps there are.
+        """The L1 length of a step: half the width of the box for each element, however many steps there are.
 
         Shorter steps would leave the attack with the pixels of its first step: another has to gain more in one step than those
         that have moved already. Without ``steps``, so long that every chosen element reaches an end of the box.

@@ -51,18 +51,18 @@ class L1(Ball):
         return torch.copysign(size, flat).view_as(wish)
 
     def step(self, x_adv: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
-        """``size``, shared equally by the elements of largest gradient, each along its sign, not projected.
+        """``size``, shared equally by the elements that gain most by it, each along the sign of its gradient, not projected.
 
-        Elements that the box already stops are passed over. This is the steepest ascent of L1 length ``size`` in which no element
-        moves by more than its share.
+        An element gains its gradient times its share, or times the room that the box leaves it. Where the box is far this is the
+        steepest ascent of L1 length ``size`` in which no element moves by more than its share.
         """
-        up, down = (torch.nextafter(x_adv, torch.full_like(x_adv, end)) for end in (torch.inf, -torch.inf))
-        stopped = ((gradient > 0) & (up.double() > self.bounds[1])) | (
-            (gradient < 0) & (down.double() < self.bounds[0])
-        )
-        flat = torch.where(stopped, 0.0, gradient).flatten(1)
-        k = max(1, math.ceil(self.density * flat.shape[1]))
-        signs = torch.where(top(flat.abs(), k), flat.sign(), 0.0)
+        k = max(1, math.ceil(self.density * gradient[0].numel()))
+        left = torch.minimum(room(gradient, x_adv.double(), self.bounds), torch.as_tensor(size).double() / k)
+        gain = (gradient.abs().double().clamp(max=1e300) * left).flatten(1)
+        most = gain.amax(1, keepdim=True)
+        grain = min(torch.finfo(gradient.dtype).eps ** 0.5, 1e-3) * torch.where(most > 0, most, 1.0)
+        gain = (gain / grain).round()  # of those that are equal up to rounding, as spikes often make them, the first
+        signs = torch.where((gain > 0) & top(gain, k), gradient.flatten(1).sign(), 0.0)
         count = signs.abs().sum(1, keepdim=True, dtype=torch.float64).clamp(min=1)
         return x_adv + size * (signs / count).view_as(gradient).to(x_adv.dtype)
 

@@ -52,9 +52,10 @@ def stretch(a: Tensor, most: Tensor, radius: Tensor | float, p: int) -> Tensor:
     """
     length = norm(a, p)
     s = radius / torch.where(length > 0, length, 1.0)
+    whole = radius**p
     for _ in range(a.shape[1] + 1):
         full = s * a >= most
-        left = (torch.as_tensor(radius) ** p - torch.where(full, most, 0.0).pow(p).sum(1, keepdim=True)).clamp(min=0)
+        left = (whole - torch.where(full, most, 0.0).pow(p).sum(1, keepdim=True)).clamp(min=0)
         free = torch.where(full, 0.0, a).pow(p).sum(1, keepdim=True)
         larger = torch.maximum(torch.where(free > 0, left / torch.where(free > 0, free, 1.0), 0.0).pow(1 / p), s)
         if torch.equal(larger, s):

@@ -148,7 +148,7 @@ class Ball:
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The nearest legal input, in the Euclidean distance."""
         exact = x.detach().double()
-        wish = x_adv.double() - exact
+        wish = (x_adv.double() - exact).clamp(-1e100, 1e100)  # so that squares of it are numbers
         return settle(x_adv, x, self._nearest(wish, exact), self.bounds)
 
     def _nearest(self, wish: Tensor, x: Tensor) -> Tensor:
