@@ -44,13 +44,19 @@ def fit(size: Tensor, radius: Tensor | float, p: int) -> Tensor:
     return size * torch.where(length > radius, radius / torch.where(length > 0, length, 1.0), 1.0)
 
 
+def _usable(radius: Tensor | float, like: Tensor) -> Tensor:
+    """``radius`` in float64, or 0 where it is so small that quotients of it overflow or its square vanishes."""
+    r = torch.as_tensor(radius, dtype=torch.float64, device=like.device)
+    return torch.where(r > 1e-150, r, 0.0)
+
+
 def stretch(a: Tensor, most: Tensor, radius: Tensor | float, p: int) -> Tensor:
     r"""``min(s a, most)`` with the :math:`s` at which its norm is ``radius``, or ``most`` where no :math:`s` reaches that.
 
     For p = 2 and :math:`s \le 1` it is the Euclidean projection of ``a`` onto ball and box: the multiplier of the ball scales
     every element that the box leaves free. Elements that are full at some :math:`s` stay full, so a few rounds find them all.
     """
-    length = norm(a, p)
+    radius, length = _usable(radius, a), norm(a, p)
     s = radius / torch.where(length > 0, length, 1.0)
     whole = radius**p
     for _ in range(a.shape[1] + 1):
@@ -70,6 +76,7 @@ def shrink(a: Tensor, most: Tensor, radius: Tensor | float) -> Tensor:
     The Euclidean projection of ``a`` onto the L1 ball and the box (Croce and Hein 2021, "Mind the box: l1-APGD for sparse
     adversarial attacks on image classifiers"). The sum falls piecewise linearly in :math:`m`: Newton's method in a bracket.
     """
+    radius = _usable(radius, a)
     m = low = torch.zeros_like(a[:, :1])
     high = a.amax(1, keepdim=True)
     size = torch.minimum(a, most)

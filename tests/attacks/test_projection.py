@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from snnrobust.attacks import L0, L1, L2
+from snnrobust.draws import Stream
 
 
 @pytest.mark.parametrize("kind", [L2, L1])
@@ -104,9 +105,10 @@ def test_tiny_and_huge_numbers():
     for kind in (L2, L1):
         x = torch.full((2, 3), 0.5, dtype=torch.float64)
         for wish in (x + 1e-200, x + 1e200, -x * 1e308, x * torch.inf):
-            for eps in (0.0, 1e-300, 1e-12, 0.5):
-                projected = kind(eps).project(wish, x)
-                kind(eps).validate(x, projected)
+            for eps in (0.0, 1e-311, 1e-300, 1e-200, 1e-12, 0.5):
+                threat, stream = kind(eps), Stream(0, torch.arange(2))
+                for made in (threat.project(wish, x), threat.random_start(x, stream), threat.boundary(x, stream)):
+                    threat.validate(x, made)
 
 
 def onto_l1(x, wish, eps):
@@ -118,3 +120,13 @@ def onto_l1(x, wish, eps):
             excess = (np.cumsum(u) - eps) / np.arange(1, len(u) + 1)
             row[:] = np.sign(row) * np.maximum(np.abs(row) - excess[u > excess][-1], 0)
     return x + torch.from_numpy(change).view(x.shape)
+
+
+def test_what_differs_from_x_as_the_end_of_the_box_does_is_still_outside():
+    """Far from x the float64 difference cannot tell the end of the box from the number above it."""
+    x = torch.full((1, 2), -100.0, dtype=torch.float64)
+    beyond = torch.nextafter(torch.full_like(x, 0.3), torch.full_like(x, 1.0))
+    for kind in (L2, L1, L0):
+        threat = kind(0, (-100.0, 0.3))
+        whole = threat.at(threat.largest(x))
+        whole.validate(x, whole.project(beyond, x))
