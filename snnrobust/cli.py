@@ -139,7 +139,8 @@ def attack(
     data: Annotated[
         str, typer.Option(help="Data set: digits, mnist, fashion-mnist, cifar10 or cifar10-small.")
     ] = "digits",
-    attack: Annotated[str, typer.Option(help="FGSM, PGD or RandomSign.")] = "PGD",
+    attack: Annotated[str, typer.Option(help="FGSM, PGD or RandomNoise.")] = "PGD",
+    norm: Annotated[str, typer.Option(help="Norm of the budgets: linf, l2, l1 or l0 (pixels).")] = "linf",
     eps: Annotated[list[str] | None, typer.Option(help='Budgets, such as 0.1 or "8/255"; may be repeated.')] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of PGD; by default 20.")] = None,
     restarts: Annotated[int | None, typer.Option(help="Random starts of PGD; by default 1.")] = None,
@@ -158,8 +159,9 @@ def attack(
     """
     from snnrobust import data as datasets
     from snnrobust import evaluation, models
+    from snnrobust.attacks import Linf
     from snnrobust.draws import is_stochastic
-    from snnrobust.experiments.build import build_attack
+    from snnrobust.experiments.build import build_attack, build_threat
     from snnrobust.experiments.component import Component
     from snnrobust.experiments.config import AttackSection
 
@@ -172,11 +174,14 @@ def attack(
         section = AttackSection(
             name=attack if source is None else f"transfer of {attack}",
             attack=Component.model_validate({"type": attack, **arguments}),
-            eot=1 if attack == "RandomSign" else eot,
+            eot=1 if attack in ("RandomNoise", "RandomSign") else eot,
             source="source" if named else None,
         )
         differentiated = named.get("source", model)
-        crafted = build_attack(section, named, is_stochastic(differentiated, test.tensors[0][:16]))
+        threat = build_threat(Component(type=_norm(norm)))
+        if not eps and not isinstance(threat, Linf):
+            raise ValueError(f"--norm {norm} needs --eps: budgets of 8/255 are for linf")
+        crafted = build_attack(section, named, is_stochastic(differentiated, test.tensors[0][:16]), threat)
         report = evaluation.evaluate(
             model, test, {section.name: crafted}, eps=eps or ["8/255"], n=samples, seed=seed,
             selection_draws=selection_draws, judge_draws=judge_draws, name=checkpoint.stem, progress=not quiet,
@@ -184,6 +189,15 @@ def attack(
     typer.echo(report.summary(_width()))
     if output is not None:
         typer.echo(f"report: {report.save(output)}")
+
+
+def _norm(given: str) -> str:
+    """The registered name of a threat that is written in any case."""
+    from snnrobust import checks
+    from snnrobust.attacks import THREATS
+
+    names = {name.lower(): name for name in THREATS}
+    return names[checks.choice("--norm", given.lower(), names)]
 
 
 @app.command()

@@ -86,6 +86,32 @@ def test_attack_prints_a_table_and_writes_a_report(checkpoint: Path, tmp_path: P
     assert (tmp_path / "report" / "report.html").is_file()
 
 
+@pytest.mark.parametrize(
+    ("norm", "eps", "name"), [("l2", "0.5", "L2"), ("L0", "3", "L0 (pixels)"), ("linf", "0.1", "Linf")]
+)
+def test_attack_in_another_norm(norm: str, eps: str, name: str, checkpoint: Path) -> None:
+    code, output = call(
+        "attack", str(checkpoint), "--norm", norm, "--eps", eps, "--steps", "1", "--samples", "10",
+        "--selection-draws", "2", "--judge-draws", "2", "-q",
+    )  # fmt: skip
+    assert code == 0
+    assert f"eps in {name}; n = 10 samples" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--norm", "l3", "--eps", "1"], "--norm must be one of linf, l0, l1, l2"),
+        (["--norm", "l2"], "--norm l2 needs --eps"),
+        (["--norm", "l0", "--eps", "8/255"], "eps must be a whole number"),
+    ],
+)
+def test_attack_names_a_norm_that_does_not_fit(arguments: list[str], words: str, checkpoint: Path) -> None:
+    code, output = call("attack", str(checkpoint), *arguments, "-q")
+    assert code != 0
+    assert words in output
+
+
 @pytest.mark.parametrize("kind", ["spiking", "ordinary"])
 def test_inspect_prints_tables_and_writes_pictures(kind: str, checkpoint: Path, tmp_path: Path) -> None:
     if kind == "ordinary":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.attacks.threat import ThreatModel
+from snnrobust.attacks.threat import Eps, ThreatModel
 from snnrobust.draws import Stream, derive, evaluating
 
 __all__ = ["ATTACKS", "Attack", "BluntGradientWarning", "warn_if_blunt"]
@@ -51,12 +51,13 @@ class Attack:
                 depend on its batch.
 
         Raises:
-            ValueError, TypeError: inputs outside the bounds, NaN, labels out of range, wrong ranks, an empty batch.
+            ValueError, TypeError: inputs outside the bounds, NaN, labels out of range, wrong ranks, an empty batch, a budget that
+                is meaningless for ``x``.
         """
         checks.module("model", model)
         if not isinstance(self.threat, ThreatModel):
             raise TypeError(f'threat must be a threat model such as Linf("8/255"), got {self.threat!r}')
-        checks.pixels("x", x, bounds=self.threat.bounds)
+        self.threat.check("x", x)
         checks.labels("y", y, len(x))
         ids = torch.arange(len(x)) if sample_ids is None else sample_ids
         if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.shape != y.shape:
@@ -75,8 +76,8 @@ class Attack:
         """The attack itself, on checked input and a model in eval mode. ``x`` must not be changed."""
         raise NotImplementedError
 
-    def at(self, eps: float | str) -> Self:
-        """The same attack with another budget."""
+    def at(self, eps: Eps) -> Self:
+        """The same attack with another budget, or with one for each sample of the batch that it will get, ``[B]``."""
         return replace(self, threat=self.threat.at(eps))  # type: ignore[type-var]
 
 

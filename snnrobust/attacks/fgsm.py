@@ -19,6 +19,8 @@ __all__ = ["FGSM"]
 class FGSM(Attack):
     r"""One step of the whole budget along the sign of the gradient: :math:`x' = x + \epsilon \operatorname{sign} \nabla_x L`.
 
+    In other norms than Linf, the threat's own steepest step of the whole budget, projected.
+
     Source: Goodfellow, Shlens and Szegedy 2015.
     """
 
@@ -33,4 +35,4 @@ class FGSM(Attack):
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> Tensor:
         gradient, _ = self.gradient(model, x, y, self.loss, stream.fork("step"))
         warn_if_blunt(self, gradient)
-        return self.threat.project(self.threat.step(x, gradient, self.threat.eps), x)
+        return self.threat.project(self.threat.step(x, gradient, self.threat.step_size(x)), x)

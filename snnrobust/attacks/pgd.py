@@ -23,10 +23,13 @@ class PGD(Attack):
 
     .. math:: x_{i+1} = \Pi \big( x_i + \alpha \operatorname{sign} \nabla_x L(f(x_i), y) \big)
 
+    In other norms than Linf the threat's own steepest step takes the place of the sign.
+
     Args:
         threat: Budget and box.
         steps: Iterations of one restart.
-        step_size: :math:`\alpha`; default :math:`2.5 \epsilon / \text{steps}`.
+        step_size: :math:`\alpha`, the length of a step in the threat's norm; default the threat's ``step_size``, which is
+            :math:`2.5 \epsilon / \text{steps}` but for L0.
         restarts: Independent random starts. With more than one, a sample keeps the candidate that is worst for the model on
             ``selection_draws`` draws of their own (one, for a model without randomness); with one, the last iterate.
         random_start: Start uniformly in the ball instead of at ``x``.
@@ -75,7 +78,6 @@ class PGD(Attack):
         return best
 
     def _climb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream, draws: int) -> Tensor:
-        size = 2.5 * self.threat.eps / self.steps if self.step_size is None else self.step_size
         x_adv = self.threat.random_start(x, stream.fork("start")) if self.random_start else x.clone()
         active = torch.arange(len(x), device=x.device)
         for i in range(self.steps):
@@ -89,7 +91,9 @@ class PGD(Attack):
             active = active[moving]
             if len(active) == 0:
                 break
-            x_adv[active] = self.threat.project(self.threat.step(at[moving], gradient[moving], size), x[active])
+            threat, start = self.threat.select(active), x[active]
+            size = threat.step_size(start, self.steps) if self.step_size is None else self.step_size
+            x_adv[active] = threat.project(threat.step(at[moving], gradient[moving], size), start)
         return x_adv
 
     def _broken(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, stream: Stream, draws: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.attacks.attack import Attack
-from snnrobust.attacks.threat import ThreatModel
+from snnrobust.attacks.threat import Eps, ThreatModel
 from snnrobust.draws import Stream, evaluating
 
 __all__ = ["Transfer"]
@@ -36,5 +36,5 @@ class Transfer(Attack):
         with evaluating(self.source):
             return self.attack.perturb(self.source, x, y, stream.fork("transfer"))
 
-    def at(self, eps: float | str) -> Self:
+    def at(self, eps: Eps) -> Self:
         return replace(self, attack=self.attack.at(eps))

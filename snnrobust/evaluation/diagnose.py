@@ -20,12 +20,14 @@ from snnrobust.attacks import (
     Backprop,
     BluntGradientWarning,
     GradientSource,
-    RandomSign,
+    Linf,
+    RandomNoise,
     ThreatModel,
     Transfer,
     cross_entropy,
 )
 from snnrobust.attacks.selection import Measurement, measure
+from snnrobust.attacks.threat import common_eps
 from snnrobust.data import Data, take
 from snnrobust.draws import Stream, derive, device_of, evaluating, is_stochastic
 from snnrobust.evaluation.progress import progress_bar
@@ -77,7 +79,8 @@ class MaskingReport:
 
     def caption(self) -> str:
         s = self.settings
-        return f"eps = {s['eps']:.4g}, n = {s['n']}, seed {s['seed']}, {s['draws']} draws a judgement"
+        norm = f" in {s['norm']}" if "norm" in s else ""
+        return f"eps = {s['eps']:.4g}{norm}, n = {s['n']}, seed {s['seed']}, {s['draws']} draws a judgement"
 
     def to_json(self) -> dict[str, Any]:
         return {"verdict": self.verdict, **asdict(self)}
@@ -114,14 +117,16 @@ def diagnose(
     checks.module("model", model)
     if not isinstance(threat, ThreatModel):
         raise TypeError(f'threat must be a threat model such as Linf("8/255"), got {threat!r}')
-    if threat.eps == 0:
+    if common_eps(threat, "diagnose") == 0:
         raise ValueError("eps must be positive: with eps = 0 there is no attack to diagnose")
     x, y = (t.to(device_of(model)) for t in take(data, n))
-    checks.pixels("inputs", x, bounds=threat.bounds)
+    threat.check("inputs", x)
     random = is_stochastic(model, x[:16])
     draws = checks.count("draws", draws) if random else 1
     examined = _default(model, x) if gradient is None else gradient
-    report = MaskingReport({"eps": threat.eps, "n": len(x), "seed": seed, "draws": draws, "gradient": repr(examined)})
+    report = MaskingReport(
+        {"eps": threat.eps, "norm": threat.name, "n": len(x), "seed": seed, "draws": draws, "gradient": repr(examined)}
+    )
     ids, others = torch.arange(len(x)), _of_another_class(x, y)
 
     def judge(inputs: Tensor) -> Measurement:
@@ -143,15 +148,16 @@ def diagnose(
         if not usable:
             return report
         pgd = PGD(threat, steps=40, gradient=examined)
-        noise = attacked(RandomSign(threat))
+        noise = attacked(RandomNoise(threat))
         fgsm = attacked(FGSM(threat, gradient=examined))
         pgd10, pgd40 = attacked(replace(pgd, steps=10)), attacked(pgd)
-        box = threat.bounds[1] - threat.bounds[0]
+        box = threat.largest(x)
         whole_box = attacked(pgd.at(box))
         swapped = judge(others)
         advance()
         transferred = None if source is None else attacked(Transfer(replace(pgd, gradient=_default(source, x)), source))
-    report.checks.append(_stronger_than_noise(pgd40, noise, draws, len(x)))
+    kind = "random signs" if isinstance(threat, Linf) else "random noise"
+    report.checks.append(_stronger_than_noise(pgd40, noise, draws, len(x), kind))
     report.checks += _orderings(
         [
             (
@@ -219,14 +225,14 @@ def _classifies(clean: Measurement, y: Tensor, draws: int) -> Check:
     )
 
 
-def _stronger_than_noise(pgd: Measurement, noise: Measurement, draws: int, n: int) -> Check:
+def _stronger_than_noise(pgd: Measurement, noise: Measurement, draws: int, n: int, kind: str) -> Check:
     p = paired_greater(pgd.margin.cpu().numpy(), noise.margin.cpu().numpy())
     found = (
-        f"accuracy {_share(pgd, draws).mean():.1%} under PGD-40 and {_share(noise, draws).mean():.1%} under random signs; "
+        f"accuracy {_share(pgd, draws).mean():.1%} under PGD-40 and {_share(noise, draws).mean():.1%} under {kind}; "
         f"mean margin of the wrong class {float(pgd.margin.mean()):.3g} and {float(noise.margin.mean()):.3g}"
     )
     return Check(
-        "PGD-40 is stronger than random signs",
+        f"PGD-40 is stronger than {kind}",
         "passed" if p < LEVEL else "failed" if n >= ENOUGH else "inconclusive",
         found,
         "The gradient knows no more about the model than noise of the same size.",

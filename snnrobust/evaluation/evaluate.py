@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.attacks import Attack, RandomSign
+from snnrobust.attacks import Attack, RandomNoise
 from snnrobust.attacks.selection import Measurement, better
+from snnrobust.attacks.threat import common_eps
 from snnrobust.data import Data, take
 from snnrobust.draws import device_of, is_stochastic
 from snnrobust.evaluation.cell import Cell, Draws, run_cell
@@ -42,13 +43,13 @@ def evaluate(
 
     For every chip, attack and budget an adversarial candidate is crafted for each sample. It competes with the clean input,
     and in the row ``worst case`` with the candidates of all attacks, on selection draws; the winner is judged on draws of
-    their own. ``null control`` is the same selection with as many random-sign candidates. A model without randomness needs
-    one draw of each.
+    their own. ``null control`` is the same selection with as many candidates of random noise that spends the whole budget. A
+    model without randomness needs one draw of each.
 
     Args:
         model: Inputs to logits ``[B, K]``.
         data: The first ``n`` samples are used, the misclassified ones included.
-        attacks: By name.
+        attacks: By name, all of one threat: the same norm and bounds.
         eps: Budgets at which every attack is run; default each attack's own.
         chips: Deployed copies of the model by name, attacked white box; None stands for ``model`` itself. Default: only that.
         n: Number of samples; default all.
@@ -82,12 +83,13 @@ def evaluate(
     checks.count("selection_draws", selection_draws)
     checks.count("judge_draws", judge_draws)
     plan = _plan(attacks, eps)
+    norm = next(iter(attacks.values())).threat.name
     x, y = take(data, n)
-    for attack in attacks.values():
-        checks.pixels("inputs", x, bounds=attack.threat.bounds)
+    for group in plan.values():
+        next(iter(group.values())).threat.check("inputs", x)
     targets = {IDEAL: None} if chips is None else dict(chips)
     report = RobustnessReport(
-        settings={"n": len(x), "seed": seed, "selection_draws": selection_draws, "judge_draws": judge_draws}
+        {"n": len(x), "seed": seed, "norm": norm, "selection_draws": selection_draws, "judge_draws": judge_draws}
     )
     store = None if folder is None else Path(folder)
     cells = len(targets) * (1 + 2 * sum(map(len, plan.values())))
@@ -104,7 +106,7 @@ def evaluate(
             report.add(name, chip, CLEAN, 0.0, y, draws, clean, clean, [])
             for budget, group in plan.items():
                 run = {label: cell(attack, label, budget) for label, attack in group.items()}
-                noise = RandomSign(next(iter(group.values())).threat)
+                noise = RandomNoise(next(iter(group.values())).threat)
                 null = [cell(noise, NULL, i, budget) for i in range(len(run))]
                 for label, candidate in run.items():
                     report.add(name, chip, label, budget, y, draws, clean, select(clean, [candidate]), [candidate])
@@ -132,7 +134,13 @@ def _plan(attacks: Mapping[str, Attack], eps: Sequence[float | str] | None) -> d
     plan: dict[float, dict[str, Attack]] = {}
     for label, attack in attacks.items():
         for one in [attack] if eps is None else [attack.at(e) for e in eps]:
-            plan.setdefault(one.threat.eps, {})[label] = one
+            plan.setdefault(common_eps(one.threat, "evaluate"), {})[label] = one
+    threats = {one.threat.at(0.0): label for group in plan.values() for label, one in group.items()}
+    if len(threats) > 1:
+        listed = ", ".join(f"{label!r}: {threat}" for threat, label in threats.items())
+        raise ValueError(
+            f"attacks must share one threat but for eps, a worst case over several means nothing, got {listed}"
+        )
     return dict(sorted(plan.items()))
 
 

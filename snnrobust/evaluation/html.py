@@ -104,7 +104,8 @@ def _summary(rows: Sequence[Row], settings: Mapping[str, Any], models: Sequence[
     given: dict[str, list[str]] = {}  # models by what they were attacked with
     for model in models:
         own = [r for r in rows if r["model"] == model and r["attack"] not in (CLEAN, WORST, NULL)]
-        eps = listed(map(eps_text, sorted({r["eps"] for r in own})))
+        norm = f" in {settings['norm']}" if "norm" in settings else ""
+        eps = listed(map(eps_text, sorted({r["eps"] for r in own}))) + norm
         by = (
             f"attacked with {named(distinct(own, 'attack'))} at eps{SPACE}= {eps}" if own else "measured without attack"
         )

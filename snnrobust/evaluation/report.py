@@ -35,7 +35,7 @@ class RobustnessReport:
     """Robust accuracies, and the samples behind them.
 
     Attributes:
-        settings: n, seed and numbers of draws.
+        settings: n, seed, the norm of the budgets and numbers of draws.
         rows: A line for each model, chip, attack and budget. ``accuracy`` is RA_1, the mean over samples of the share of
             judgement draws that are right, with its 95 % interval ``low``, ``high`` over samples; ``accuracy_10`` is RA_10, the
             chance of staying right under ten resubmissions (None below ten draws). ``forwards`` and ``gradients`` count
@@ -154,8 +154,9 @@ class RobustnessReport:
 
     def caption(self) -> str:
         s = self.settings
+        norm = f"eps in {s['norm']}; " if "norm" in s else ""
         return (
-            f"n = {s.get('n')} samples, seed {s.get('seed')}; a model with randomness is selected against on "
+            f"{norm}n = {s.get('n')} samples, seed {s.get('seed')}; a model with randomness is selected against on "
             f"{s.get('selection_draws')} draws and judged on {s.get('judge_draws')} others"
         )
 

@@ -12,11 +12,13 @@ from snnrobust import checks, defenses, neurons, quantization
 from snnrobust.attacks import (
     ATTACKS,
     EOT,
+    THREATS,
     Attack,
     Backprop,
     GradientSource,
     Linf,
     Surrogate,
+    ThreatModel,
     Transfer,
     cross_entropy,
     margin,
@@ -53,6 +55,7 @@ __all__ = [
     "build_backend",
     "build_model",
     "build_rule",
+    "build_threat",
     "changes",
     "finished",
     "rehearse",
@@ -75,7 +78,7 @@ NAMES: dict[str, list[str]] = {
 }
 _CRAFTED = {name: kind for name, kind in ATTACKS.items() if kind is not Transfer}
 _EFFECTS = {name: kind for name, kind in BACKENDS.items() if kind is not Chain}
-NAMES |= {"attack": list(_CRAFTED), "backend": list(_EFFECTS)}
+NAMES |= {"threat": list(THREATS), "attack": list(_CRAFTED), "backend": list(_EFFECTS)}
 
 
 def build_model(section: ModelSection, shape: Sequence[int], classes: int, seed: int) -> nn.Module:
@@ -138,13 +141,22 @@ def build_rule(section: ModelSection, seed: int) -> Trainer:
     return trainer
 
 
-def build_attack(section: AttackSection, models: Mapping[str, nn.Module], random: bool) -> Attack:
+def build_threat(component: Component, eps: float = 0.0) -> ThreatModel:
+    """The threat, inside the box of the data; the budgets come from the evaluation."""
+    threat: ThreatModel = make(component, THREATS, "threat", eps=eps, bounds=(0.0, 1.0))
+    return threat
+
+
+def build_attack(
+    section: AttackSection, models: Mapping[str, nn.Module], random: bool, threat: ThreatModel | None = None
+) -> Attack:
     """The attack, at a budget that the evaluation replaces.
 
     Args:
         section: Its section.
         models: Where a transfer finds its source.
         random: Whether the model that it differentiates has randomness: without it, averaging draws is a waste.
+        threat: Default Linf.
     """
     gradient: GradientSource = Backprop()
     if section.surrogate is not None:
@@ -157,7 +169,8 @@ def build_attack(section: AttackSection, models: Mapping[str, nn.Module], random
     arguments = dict(component.arguments)
     if kind is not None:
         accepted = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-        given = {name: value for name, value in (("threat", Linf(0.0)), ("gradient", gradient)) if name in accepted}
+        known = {"threat": threat or Linf(0.0), "gradient": gradient}
+        given = {name: value for name, value in known.items() if name in accepted}
         if "gradient" not in accepted and (section.surrogate is not None or section.eot > 1):
             raise ValueError(
                 f"attacks.{section.name}: {component.type} uses no gradient, so eot and surrogate say nothing"
@@ -218,7 +231,18 @@ def rehearse(experiment: Experiment) -> None:
             )
             if mine != theirs:
                 raise ValueError(f"models.{m.name}: the weights of {m.same_weights_as!r} do not fit, make them alike")
+    threat = build_threat(experiment.threat)
+    for where, budgets in (
+        ("evaluation.eps", experiment.evaluation.eps),
+        ("evaluation.chip_eps", experiment.evaluation.chip_eps or ()),
+        ("diagnosis.eps", () if experiment.diagnosis is None else (experiment.diagnosis.eps,)),
+    ):
+        for eps in budgets:
+            try:
+                threat.at(eps).check("inputs", torch.zeros(1, *shape))
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
     for attack in experiment.attacks:
-        build_attack(attack, models, random=True)
+        build_attack(attack, models, random=True, threat=threat)
     for chip in experiment.chips:
         build_backend(chip)

@@ -30,7 +30,7 @@ __all__ = ["Experiment", "file_name", "parse", "read"]
 Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f/\\]+$")]
 Count = Annotated[int, Field(ge=1)]
 Confidence = Annotated[float, Field(ge=0.0, le=1.0)]
-Eps = Annotated[float, BeforeValidator(lambda value: checks.fraction("eps", value, 0.0, 1.0))]
+Eps = Annotated[float, BeforeValidator(lambda value: checks.fraction("eps", value))]
 
 
 def file_name(name: str) -> str:
@@ -204,6 +204,7 @@ class Experiment(_Section):
     models: list[ModelSection] = Field(min_length=1)
     attacks: list[AttackSection] = Field(min_length=1)
     chips: list[ChipSection] = Field(default=[])
+    threat: Component = Component(type="Linf")  # its budgets are those of evaluation and diagnosis
     evaluation: Evaluation = Evaluation()
     diagnosis: Diagnosis | None = None
 

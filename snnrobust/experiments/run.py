@@ -18,11 +18,19 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from snnrobust import data, hardware
-from snnrobust.attacks import Attack, BluntGradientWarning, Linf
+from snnrobust.attacks import Attack, BluntGradientWarning
 from snnrobust.draws import derive, is_stochastic
 from snnrobust.evaluation import RobustnessReport, diagnose, evaluate
 from snnrobust.evaluation.fingerprint import fingerprint
-from snnrobust.experiments.build import build_attack, build_backend, build_model, build_rule, changes, finished
+from snnrobust.experiments.build import (
+    build_attack,
+    build_backend,
+    build_model,
+    build_rule,
+    build_threat,
+    changes,
+    finished,
+)
 from snnrobust.experiments.config import Experiment, ModelSection, file_name
 from snnrobust.models import EarlyExit, SpikingClassifier, describe, exit_curve, load, save
 from snnrobust.models.checkpoint import write_bytes
@@ -261,7 +269,10 @@ def _attacks(
     experiment: Experiment, models: Mapping[str, nn.Module], victim: ModelSection, model: nn.Module
 ) -> dict[str, Attack]:
     chosen = experiment.attacks_on(victim)
-    return {a.name: build_attack(a, models, is_stochastic(models[a.source] if a.source else model)) for a in chosen}
+    threat = build_threat(experiment.threat)
+    return {
+        a.name: build_attack(a, models, is_stochastic(models[a.source] if a.source else model), threat) for a in chosen
+    }
 
 
 def _diagnose(
@@ -270,18 +281,19 @@ def _diagnose(
     section, found = experiment.diagnosis, {}
     if section is None:
         return {}
+    threat = build_threat(experiment.threat, section.eps)
     for victim in experiment.models:
         source = section.source if section.source not in (victim.name, victim.same_weights_as) else None
         if source is None:
             source = next((m.name for m in experiment.models if _independent(m, victim)), None)
         other = None if source is None else models[source]
         key = fingerprint(
-            models[victim.name], other, section.model_dump(), experiment.seed, experiment.data.model_dump()
+            models[victim.name], other, section.model_dump(), threat, experiment.seed, experiment.data.model_dump()
         )
         path = folder / f"{key}.json"
         if not path.exists():
             report = diagnose(
-                models[victim.name], test, Linf(section.eps), source=other, n=section.samples, seed=experiment.seed,
+                models[victim.name], test, threat, source=other, n=section.samples, seed=experiment.seed,
                 draws=section.draws, progress=progress,
             )  # fmt: skip
             _write_json(path, report.to_json())

@@ -67,10 +67,10 @@ def test_the_projection_is_the_nearest_legal_input(case):
 def test_starts_and_corners_are_legal_and_corners_reach_the_edge(case, key):
     threat, x, _ = case
     stream = Stream(key, torch.zeros(1, dtype=torch.int64))
-    for draw in (threat.random_start, threat.corner):
+    for draw in (threat.random_start, threat.boundary):
         threat.validate(x, draw(x, stream))
     low, high = threat.box(x)
-    corner = threat.corner(x, stream)
+    corner = threat.boundary(x, stream)
     ulp = torch.finfo(x.dtype).eps
     assert (torch.minimum(corner - low, high - corner) <= ulp).all()
 
@@ -82,7 +82,7 @@ def test_random_starts_fill_the_ball_and_signs_are_fair():
     assert abs(shift.mean()) < 4 / math.sqrt(3e5)  # 4 standard deviations of the mean of U(-1, 1)
     assert shift.abs().max() > 0.999
     assert abs(shift.square().mean() - 1 / 3) < 4 * math.sqrt(4 / 45 / 1e5)
-    signs = (Linf(0.1).corner(x, stream) - x).sign()
+    signs = (Linf(0.1).boundary(x, stream) - x).sign()
     assert signs.abs().min() == 1
     assert abs(signs.mean()) < 4 / math.sqrt(1e5)
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import data, evaluation, learning_rules, models
-from snnrobust.attacks import Linf, RandomSign, Surrogate
+from snnrobust.attacks import L2, Linf, RandomSign, Surrogate
 from snnrobust.draws import keyed
 from snnrobust.encoders import Direct, Poisson
 from snnrobust.neurons.surrogate import ATan
@@ -186,3 +186,13 @@ def test_a_model_left_in_training_mode_is_left_as_it_was(digits: tuple[Tensor, T
     assert {r["judge_draws"] for r in judged.rows} == {1}
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(m.training for m in model.modules())
+
+
+def test_another_norm_has_its_own_noise_and_its_own_whole_box(ann: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    report = evaluation.diagnose(ann, digits, L2(1.0), progress=False)
+    assert report.verdict == "consistent", str(report)
+    assert "PGD-40 is stronger than random noise" in statuses(report)
+    assert "PGD-40 at eps = 8," in str(report)  # the diagonal of 64 pixels
+    assert "eps = 1 in L2, n = 120" in report.caption()
+    with pytest.raises(ValueError, match="diagnose needs one eps for all samples"):
+        evaluation.diagnose(ann, digits, L2(torch.ones(120)), progress=False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import attacks, evaluation, hardware, models
-from snnrobust.attacks import PGD, Linf, RandomSign
+from snnrobust.attacks import FGSM, L1, L2, PGD, Linf, RandomNoise, RandomSign
 from snnrobust.attacks.attack import Attack
 from snnrobust.attacks.selection import Measurement, measure
 from snnrobust.draws import Stochastic, Stream, keyed
@@ -129,7 +129,7 @@ def test_the_null_control_has_as_many_random_candidates_as_there_are_attacks(
     crafted = record_crafting(monkeypatch)
     x, y = images
     report = quick(ann, images, {f"nothing {i}": Nothing(Linf(0.1)) for i in range(5)}, eps=[0.1, 0.4])
-    noise = [(attack, seed, x_adv) for attack, seed, x_adv in crafted if isinstance(attack, RandomSign)]
+    noise = [(attack, seed, x_adv) for attack, seed, x_adv in crafted if isinstance(attack, RandomNoise)]
     assert len({seed for _, seed, _ in noise}) == len(noise) == 2 * 5
     for eps in (0.1, 0.4):
         mine = [x_adv for attack, _, x_adv in noise if attack.threat.eps == eps]
@@ -290,3 +290,66 @@ def test_summary_shows_every_attack_of_the_first_chip(ann: nn.Module, images: tu
 def test_reports_of_different_settings_do_not_join() -> None:
     with pytest.raises(ValueError, match="different settings"):
         RobustnessReport({"n": 1}).extend(RobustnessReport({"n": 2}))
+
+
+def test_another_norm_has_its_own_noise_distances_and_name(
+    ann: nn.Module, images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    crafted = record_crafting(monkeypatch)
+    named: dict[str, Attack] = {"pgd": PGD(L2(0), steps=5), "fgm": FGSM(L2(0))}
+    report = quick(ann, images, named, eps=[0.3, 0.9], folder=tmp_path)
+    noise = [(attack, x_adv) for attack, _, x_adv in crafted if isinstance(attack, RandomNoise)]
+    assert len(noise) == 4
+    for attack, x_adv in noise:
+        spent = (x_adv - images[0]).double().flatten(1).norm(dim=1)
+        assert (spent - attack.threat.eps).abs().max() < 1e-5  # float32 rounds each change towards x
+        assert (spent <= attack.threat.eps).all()
+    table = [dict(zip(COLUMNS, row, strict=True)) for row in report.samples]
+    assert max(s["distance"] - s["eps"] for s in table) <= 0
+    assert max(s["distance"] for s in table) > 0.89
+    assert report.accuracy(WORST, eps=0.9) < report.accuracy(NULL, eps=0.9)
+    assert report.settings["norm"] == "L2"
+    assert "eps in L2; n = 40" in report.summary()
+    assert "in L2" in report.save(tmp_path / "report").read_text()
+
+    crafted.clear()
+    again = quick(ann, images, named, eps=[0.3, 0.9], folder=tmp_path)
+    assert crafted == []  # all cells were read back, and validated in L2
+    assert again.samples == report.samples
+    other = quick(ann, images, {"pgd": PGD(L1(0), steps=5), "fgm": FGSM(L1(0))}, eps=[0.3, 0.9], folder=tmp_path)
+    assert len(crafted) == 8  # none of L2's was taken for L1's
+    with pytest.raises(ValueError, match="different settings"):
+        report.extend(other)
+
+
+def test_stored_adversarials_of_another_norm_are_validated_in_it(
+    ann: nn.Module, images: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    quick(ann, images, {"pgd": PGD(L2(0.3), steps=2)}, folder=tmp_path)
+    for path in tmp_path.iterdir():
+        tensors, numbers = read_tensors(path, "evaluation cell")
+        if tensors["distance"].max() > 0:
+            tensors["x_adv"] = (images[0] + 0.06).clamp(0, 1)  # every pixel well within 0.3, all together not
+            write_tensors(path, "evaluation cell", tensors, numbers)
+    with pytest.raises(ValueError, match=r"within eps=0\.29.* of x in L2"):
+        quick(ann, images, {"pgd": PGD(L2(0.3), steps=2)}, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("named", "options", "words"),
+    [
+        ({"a": PGD(L2(0.3)), "b": PGD(Linf(0.3))}, {}, r"must share one threat.*'a': L2\(.*'b': Linf\("),
+        ({"a": PGD(L2(0.3)), "b": PGD(Linf(0.1))}, {"eps": [0.3]}, "must share one threat"),
+        (
+            {"a": PGD(L2((0.3,) * 40))},
+            {},
+            r"evaluate needs one eps for all samples, got one for each of 40: use eps = \[...\]",
+        ),
+        ({"a": PGD(L2(0.3))}, {"eps": [0.3, 6.1]}, "eps must be at most 6, the largest L2 distance"),
+    ],
+)
+def test_threats_that_do_not_fit_are_named(
+    named: dict[str, Attack], options: dict[str, object], words: str, ann: nn.Module, images: tuple[Tensor, Tensor]
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        quick(ann, images, named, **options)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import hardware, models
-from snnrobust.attacks import PGD, Linf, cross_entropy, margin
+from snnrobust.attacks import L0, L1, L2, PGD, Linf, cross_entropy, margin
 from snnrobust.draws import draws, keyed
 from snnrobust.encoders import ENCODERS, Poisson
 from snnrobust.evaluation.fingerprint import fingerprint
@@ -58,6 +58,12 @@ def weighted(factor: float) -> Callable[[Tensor, Tensor], Tensor]:
     ("a", "b"),
     [
         (Scaled(1.0), Scaled(-1.0)),
+        (PGD(L2(0.5)), PGD(L1(0.5))),
+        (PGD(L2(0.5)), PGD(Linf(0.5))),
+        (PGD(L1(0.5)), PGD(L1(0.5, density=0.2))),
+        (PGD(L0(2)), PGD(L0(2, unit="element"))),
+        (PGD(L2((0.5, 0.5))), PGD(L2(0.5))),
+        (PGD(L2((0.5, 0.4))), PGD(L2((0.4, 0.5)))),
         (Table(0.0, 0.0), Table(1.0, 0.0)),
         (Table(0.0, 0.0), Table(0.0, 1.0)),
         (snn(0.9), snn(0.8)),

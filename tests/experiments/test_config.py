@@ -1,5 +1,6 @@
 """Every mistake in an experiment file is named, with its path and the nearest valid name, before anything runs."""
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,6 +9,8 @@ import pytest
 from torch import Tensor, nn
 
 from snnrobust import experiments
+from snnrobust.attacks import L0, L1, L2, Linf
+from snnrobust.experiments.build import build_attack, build_threat
 from snnrobust.learning_rules import BPTT, RULES
 
 GOOD = """
@@ -75,9 +78,9 @@ def test_the_shipped_files_are_valid() -> None:
         ('"PGD", steps = 2 }', '"PGD", steps = 2 }\nmodels = ["sn"]', "attacks.pgd.models", "did you mean 'snn'?"),
         ("bits = 4", "bits = 1", "chips.chip.backends[0]", "bits must be in 2..16"),
         ("[{ type", "[] #", "chips[0].backends", "at least 1 item"),
-        ('[0.1, "8/255"]', "[-0.1]", "evaluation.eps[0]", "eps must be in [0, 1], got -0.1"),
+        ('[0.1, "8/255"]', "[-0.1]", "evaluation.eps[0]", "eps must be in [0, inf], got -0.1"),
         ('[0.1, "8/255"]', '["8/0"]', "evaluation.eps[0]", "fraction"),
-        ('[0.1, "8/255"]', "[nan]", "evaluation.eps[0]", "eps must be in [0, 1], got nan"),
+        ('[0.1, "8/255"]', "[nan]", "evaluation.eps[0]", "eps must be in [0, inf], got nan"),
         ("[evaluation]", "[evaluations]", "evaluations", "did you mean 'evaluation'?"),
         ('name = "ann"', 'name = "snn"', "models", "given twice"),
         ('name = "ann"', 'name = "SNN"', "models", "same file name"),
@@ -192,3 +195,47 @@ def test_a_rule_that_cannot_train_a_model_says_so_before_training(monkeypatch: p
     monkeypatch.setitem(RULES, "Refusing", Refusing)
     with pytest.raises(ValueError, match=r"models\.snn: not this model: take another"):
         experiments.parse(GOOD.replace('"BPTT", lr = 1e-2', '"Refusing"'))
+
+
+def with_threat(threat: str, eps: str = "[0.5]") -> str:
+    text = re.sub(r"eps = \[.*?\]", f"eps = {eps}", GOOD, count=1)
+    return text.replace("[[models]]", f"[threat]\n{threat}\n[[models]]", 1)
+
+
+@pytest.mark.parametrize(
+    ("threat", "expected"),
+    [
+        ('type = "L2"', L2(0)),
+        ('type = "L1"\ndensity = 0.1', L1(0, density=0.1)),
+        ('type = "L0"\nunit = "element"', L0(0, unit="element")),
+        ('type = "Linf"', Linf(0)),
+    ],
+)
+def test_one_threat_is_that_of_every_attack(threat: str, expected: Linf) -> None:
+    experiment = experiments.parse(with_threat(threat, "[1]").replace("eps = 0.1", "eps = 1", 1))
+    built = build_threat(experiment.threat)
+    assert built == expected
+    assert build_attack(experiment.attacks[0], {}, False, built).threat == expected
+
+
+@pytest.mark.parametrize(
+    ("threat", "eps", "words"),
+    [
+        ('type = "L3"', "[0.1]", "threat.type must be one of Linf, L0, L1, L2"),
+        ('type = "L2"\neps = 0.1', "[0.1]", "threat.eps: L2 has no argument of this name"),
+        ('type = "L1"\ndensity = 3', "[0.1]", "threat: density must be in"),
+        ('type = "L2"', "[0.1, 9]", "evaluation.eps: eps must be at most 8, the largest L2 distance"),
+        ('type = "L0"', "[0.1]", "evaluation.eps: eps must be a whole number"),
+        ('type = "L0"', "[2]", "diagnosis.eps: eps must be a whole number"),
+        ('type = "Linf"', "[8]", r"evaluation.eps: eps must be in \[0, 1\], the width of the box"),
+    ],
+)
+def test_a_threat_that_does_not_fit_is_named(threat: str, eps: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        experiments.parse(with_threat(threat, eps))
+
+
+def test_signs_are_noise_for_linf_only() -> None:
+    text = with_threat('type = "L2"').replace('{ type = "PGD", steps = 2 }', '{ type = "RandomSign" }', 1)
+    with pytest.raises(ValueError, match=r"attacks.pgd.attack: RandomSign is noise for Linf.*use RandomNoise"):
+        experiments.parse(text)
