@@ -2,13 +2,30 @@
 
 from snnrobust.attacks.attack import ATTACKS, Attack, BluntGradientWarning
 from snnrobust.attacks.fgsm import FGSM
-from snnrobust.attacks.gradient import EOT, Backprop, GradientSource, Surrogate, cross_entropy, margin
+from snnrobust.attacks.gradient import (
+    EOT,
+    SOURCES,
+    Backprop,
+    GradientSource,
+    StraightThrough,
+    Surrogate,
+    again,
+    begin,
+    cross_entropy,
+    margin,
+)
+from snnrobust.attacks.gradient_adaptive import ASSG, PDSG
+from snnrobust.attacks.gradient_bpda import BPDA
+from snnrobust.attacks.gradient_free import SPSA, EvolutionStrategies
+from snnrobust.attacks.gradient_rate import BPTR, HART, RGA
+from snnrobust.attacks.gradient_transfer import FromModel
 from snnrobust.attacks.pgd import PGD
 from snnrobust.attacks.random_sign import RandomSign
 from snnrobust.attacks.threat import Linf, ThreatModel
 from snnrobust.attacks.transfer import Transfer
 
 __all__ = [
-    "ATTACKS", "EOT", "FGSM", "PGD", "Attack", "Backprop", "BluntGradientWarning", "GradientSource", "Linf", "RandomSign",
-    "Surrogate", "ThreatModel", "Transfer", "cross_entropy", "margin",
+    "ASSG", "ATTACKS", "BPDA", "BPTR", "EOT", "FGSM", "HART", "PDSG", "PGD", "RGA", "SOURCES", "SPSA", "Attack", "Backprop",
+    "BluntGradientWarning", "EvolutionStrategies", "FromModel", "GradientSource", "Linf", "RandomSign", "StraightThrough",
+    "Surrogate", "ThreatModel", "Transfer", "again", "begin", "cross_entropy", "margin",
 ]  # fmt: skip
