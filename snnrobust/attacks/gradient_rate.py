@@ -41,7 +41,7 @@ class RGA(Around):
         source: What is called while neurons pass gradients on so.
 
     Raises:
-        ValueError: a model without spiking neurons, or one that runs them step by step.
+        ValueError: a model without spiking neurons, or one that does not show them whole sequences.
 
     Source: Bu et al. 2023, "Rate gradient approximation attack threats deep spiking neural networks" (CVPR), after its code,
     which has :math:`\theta = 1`; for other thresholds the potential is measured in them.
@@ -66,9 +66,9 @@ class RGA(Around):
         threshold = along_channels("threshold", neuron.threshold, s[0])
         decay = along_channels("decay", getattr(neuron, "decay", 1.0), s[0])
         mean = current.detach().mean(0) / threshold
-        outer = (1 - self.gamma + self.gamma * decay) / (1 + decay)
-        slope = torch.where(mean < 1 - decay, self.gamma, outer) * ((mean >= 0) & (mean <= 2)) / threshold
-        return _as_said(current, s, slope.detach().expand_as(s), average=False)
+        inner, outer = torch.full_like(mean, self.gamma), (1 - self.gamma + self.gamma * decay) / (1 + decay)
+        slope = torch.where(mean < 1 - decay, inner, outer * torch.ones_like(mean)) * ((mean >= 0) & (mean <= 2))
+        return _as_said(current, s, (slope / threshold).detach().expand_as(s), average=False)
 
 
 @registered
@@ -81,7 +81,7 @@ class BPTR(Around):
         source: What is called while neurons pass gradients on so.
 
     Raises:
-        ValueError: a model without spiking neurons, or one that runs them step by step.
+        ValueError: a model without spiking neurons, or one that does not show them whole sequences.
 
     Source: Ding et al. 2022, "SNN-RAT: robustness-enhanced spiking neural network through regularized adversarial training"
     (NeurIPS), after its code.
@@ -122,7 +122,7 @@ class HART(Around):
         source: What is called while neurons pass gradients on so.
 
     Raises:
-        ValueError: a model without spiking neurons, or one that runs them step by step.
+        ValueError: a model without spiking neurons, or one that does not show them whole sequences.
 
     Source: "Threaten spiking neural networks through combining rate and temporal information" (ICLR 2024), after its code.
     """
@@ -279,8 +279,12 @@ def _lent(model: nn.Module, backward: Backward, name: str) -> Iterator[None]:
         for layer in layers:
             lend(layer)
         yield
-        if not reached:
-            raise ValueError(f"{name} was lent to {type(model).__name__}, but none of its neurons were called")
+        missed = [path for path, m in model.named_modules() if m in layers and m not in reached]
+        if missed:  # they may have been run by other means, with their own backward pass
+            raise ValueError(
+                f"{name} was lent to {type(model).__name__}, but the forward pass of {missed[0]} was not called: is it in Chunked "
+                "with truncated=True, or never used?"
+            )
     finally:
         for layer in layers:
             restore(layer)
