@@ -80,7 +80,7 @@ def _approximated(module: nn.Module, approximation: Callable[..., Tensor]) -> It
         with torch.no_grad():
             value = forward(*inputs)
         smooth = approximation(*inputs)
-        if torch.broadcast_shapes(smooth.shape, value.shape) != value.shape:
+        if not _broadcasts(smooth.shape, value.shape):
             raise ValueError(
                 f"the approximation gives {tuple(smooth.shape)}, which does not broadcast to {tuple(value.shape)}, what "
                 f"{type(module).__name__} gives: pass BPDA another approximation"
@@ -97,6 +97,11 @@ def _approximated(module: nn.Module, approximation: Callable[..., Tensor]) -> It
             del module.__dict__["forward"]
         else:
             module.__dict__["forward"] = before
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    pairs = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in pairs)
 
 
 class _Instead(torch.autograd.Function):

@@ -124,6 +124,8 @@ def _check(source: EvolutionStrategies | SPSA, name: str, width: float | str) ->
     object.__setattr__(source, name, value)
     checks.count("batch_size", source.batch_size)
     if source.bounds is not None:
+        if not isinstance(source.bounds, tuple) or len(source.bounds) != 2:
+            raise TypeError(f"bounds must be a pair (low, high) or None, got {source.bounds!r}")
         low, high = (checks.number("bounds", edge) for edge in source.bounds)
         if low >= high:
             raise ValueError(f"bounds must be (low, high) with low < high, got {source.bounds}")

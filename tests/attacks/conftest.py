@@ -77,10 +77,10 @@ def digits_ann():
 
 @pytest.fixture(scope="session")
 def digits_snn():
-    """A deterministic SNN trained on digits, in float64, and 60 test samples, most of them right."""
+    """A deterministic SNN of two hidden layers trained on digits, in float64, and 60 test samples, most of them right."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = spiking((Dense(48),), (1, 8, 8), 10, Direct(3), norm="none")
+        model = spiking((Dense(48), Dense(48)), (1, 8, 8), 10, Direct(3), norm="none")
     learning_rules.BPTT(lr=2e-2).fit(model, data.load("digits", "train"), epochs=3, progress=False)
     x, y = data.take(data.load("digits", "test"), 60)
     model = model.double().eval()

@@ -141,9 +141,7 @@ def test_neurons_that_run_step_by_step_get_the_same(kind, source, layered):
     runs = begin(source), begin(source)
     for i in range(3):
         at = (x + 0.1 * i).clamp(0, 1)
-        found, expected = (
-            run(m, at, y, cross_entropy, STREAM)[0] for run, m in zip(runs, (model, plain), strict=True)
-        )
+        found, expected = (run(m, at, y, cross_entropy, STREAM)[0] for run, m in zip(runs, (model, plain), strict=True))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)  # some constants are learnt in float32
 
 

@@ -60,7 +60,13 @@ def averaged(width):
     return through
 
 
-REFERENCES = {RGA(): by_rate(0.2), RGA(0.5): by_rate(0.5), BPTR(): through_firing, HART(): averaged(1.0), HART(0.4): averaged(0.4)}
+REFERENCES = {
+    RGA(): by_rate(0.2),
+    RGA(0.5): by_rate(0.5),
+    BPTR(): through_firing,
+    HART(): averaged(1.0),
+    HART(0.4): averaged(0.4),
+}
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -80,7 +86,9 @@ def test_the_slope_of_a_rate_has_area_one():
     grid = torch.linspace(-1, 4, 50_001, dtype=torch.float64)[:, None]
     for gamma in (0.0, 0.2, 1.0):
         for decay in (0.0, 0.5, 1.0):
-            model = SpikingClassifier(Direct(2), Sequential(nn.Identity(), LIF(decay, 1.0), nn.Linear(1, 2)), MeanOutput())
+            model = SpikingClassifier(
+                Direct(2), Sequential(nn.Identity(), LIF(decay, 1.0), nn.Linear(1, 2)), MeanOutput()
+            )
             model = model.double()
             model.encoder.bounds = (-1.0, 4.0)
             y, stream = torch.zeros(len(grid), dtype=torch.int64), Stream(0, torch.arange(len(grid)))
@@ -146,7 +154,9 @@ def test_the_current_of_a_synapse_and_what_a_layer_sends_itself_count():
 
 
 def test_hart_passes_nothing_in_a_refractory_period():
-    model = SpikingClassifier(Direct(4), Sequential(LIF(0.75, 0.5, refractory=2), nn.Linear(1, 2)), MeanOutput()).double()
+    model = SpikingClassifier(
+        Direct(4), Sequential(LIF(0.75, 0.5, refractory=2), nn.Linear(1, 2)), MeanOutput()
+    ).double()
     x, y = torch.tensor([[0.75]], dtype=torch.float64), torch.tensor([0])
     found, _ = HART(2.0)(model, x, y, margin, Stream(0, torch.arange(1)))
     # h = 0.75: a spike, 0.25 stays; two steps of rest, 0.25 * 0.75^2; then 0.25 * 0.75^3 + 0.75
