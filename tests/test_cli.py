@@ -86,6 +86,15 @@ def test_attack_prints_a_table_and_writes_a_report(checkpoint: Path, tmp_path: P
     assert (tmp_path / "report" / "report.html").is_file()
 
 
+def test_attack_through_another_gradient_source(checkpoint: Path) -> None:
+    few = "--eps", "0.2", "--steps", "1", "--samples", "4", "--selection-draws", "2", "--judge-draws", "2", "-q"
+    code, output = call("attack", str(checkpoint), "--gradient", "HART", *few)
+    assert code == 0, output
+    code, output = call("attack", str(checkpoint), "--gradient", "HRAT", *few)
+    assert code != 0
+    assert "did you mean 'HART'?" in output
+
+
 @pytest.mark.parametrize("kind", ["spiking", "ordinary"])
 def test_inspect_prints_tables_and_writes_pictures(kind: str, checkpoint: Path, tmp_path: Path) -> None:
     if kind == "ordinary":

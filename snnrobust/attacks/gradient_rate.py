@@ -282,8 +282,8 @@ def _lent(model: nn.Module, backward: Backward, name: str) -> Iterator[None]:
         missed = [path for path, m in model.named_modules() if m in layers and m not in reached]
         if missed:  # they may have been run by other means, with their own backward pass
             raise ValueError(
-                f"{name} was lent to {type(model).__name__}, but the forward pass of {missed[0]} was not called: is it in Chunked "
-                "with truncated=True, or never used?"
+                f"{name} was lent to {type(model).__name__}, but the forward pass of {missed[0]} was not called: is it in "
+                "Chunked with truncated=True, or never used?"
             )
     finally:
         for layer in layers:

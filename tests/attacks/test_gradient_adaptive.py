@@ -27,6 +27,7 @@ from snnrobust.layers import Chunked, MeanOutput, Sequential
 from snnrobust.models import Conv, EarlyExit, SpikingClassifier, spiking
 from snnrobust.neurons import ALIF, IF, LIF, PLIF, CuBaLIF, LearnableThresholdLIF, Recurrent
 from snnrobust.neurons.surrogate import ATan, Gaussian
+from snnrobust.temporal import Temporal
 
 STREAM = Stream(3, torch.arange(6) + 10)
 SETTINGS = {"threshold": 0.625, "decay": 0.75}
@@ -320,3 +321,29 @@ def test_float32_with_normalisation_and_convolutions():
     assert not any(torch.allclose(g, gradients[0][0], rtol=1e-2) for g, _ in gradients[1:3])
     similar = nn.functional.cosine_similarity(gradients[1][0].flatten(), gradients[3][0].flatten(), dim=0)
     assert similar > 0.8  # M = 1 at the start: near ATan(omega)
+
+
+class Foreign(Temporal):
+    """LIF as another library writes it: a callable spikes, in a loop."""
+
+    def __init__(self, decay, threshold):
+        super().__init__()
+        self.decay, self.threshold, self.surrogate_function = decay, threshold, lambda u: (u >= 0).to(u.dtype)
+
+    def forward(self, x):
+        v, spikes = torch.zeros_like(x[0]), []
+        for x_t in x.unbind(0):
+            h = self.decay * v + x_t
+            spikes.append(self.surrogate_function(h - self.threshold))
+            v = h - self.threshold * spikes[-1].detach()
+        return torch.stack(spikes)
+
+
+@pytest.mark.parametrize("source", [ASSG(), PDSG()], ids=repr)
+def test_neurons_of_other_libraries(source, layered):
+    model, x, y = layered(lambda F: Foreign(**SETTINGS))
+    plain, _, _ = layered(lif)
+    runs = begin(source), begin(source)
+    for _ in range(2):
+        found, expected = (run(m, x, y, cross_entropy, STREAM)[0] for run, m in zip(runs, (model, plain), strict=True))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)

@@ -43,7 +43,7 @@ def test_composes(victims):
 
 
 def test_bad_arguments_are_named(victims):
-    with pytest.raises(TypeError, match="model must be a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
         FromModel("ann")
     with pytest.raises(TypeError, match="source must be a function"):
         FromModel(victims("ann")[0], 3)
