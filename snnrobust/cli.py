@@ -145,6 +145,7 @@ def attack(
     steps: Annotated[int | None, typer.Option(help="Steps of PGD; by default 20.")] = None,
     restarts: Annotated[int | None, typer.Option(help="Random starts of PGD; by default 1.")] = None,
     eot: Annotated[int, typer.Option(help="Draws averaged in each gradient, for a model with randomness.")] = 4,
+    gradient: Annotated[str | None, typer.Option(help="Gradient source, such as ASSG; by default Backprop.")] = None,
     source: Annotated[Path | None, typer.Option(help="Transfer: craft on the model of this checkpoint.")] = None,
     samples: Annotated[int, typer.Option(help="The first so many test samples.")] = 200,
     selection_draws: Annotated[int, typer.Option(help="Draws that select, for a model with randomness.")] = 32,
@@ -175,6 +176,7 @@ def attack(
             name=attack if source is None else f"transfer of {attack}",
             attack=Component.model_validate({"type": attack, **arguments}),
             eot=1 if attack in ("RandomNoise", "RandomSign") else eot,
+            gradient=None if gradient is None else Component(type=gradient),
             source="source" if named else None,
         )
         differentiated = named.get("source", model)

@@ -112,6 +112,15 @@ def test_attack_names_a_norm_that_does_not_fit(arguments: list[str], words: str,
     assert words in output
 
 
+def test_attack_through_another_gradient_source(checkpoint: Path) -> None:
+    few = "--eps", "0.2", "--steps", "1", "--samples", "4", "--selection-draws", "2", "--judge-draws", "2", "-q"
+    code, output = call("attack", str(checkpoint), "--gradient", "HART", *few)
+    assert code == 0, output
+    code, output = call("attack", str(checkpoint), "--gradient", "HRAT", *few)
+    assert code != 0
+    assert "did you mean 'HART'?" in output
+
+
 @pytest.mark.parametrize("kind", ["spiking", "ordinary"])
 def test_inspect_prints_tables_and_writes_pictures(kind: str, checkpoint: Path, tmp_path: Path) -> None:
     if kind == "ordinary":

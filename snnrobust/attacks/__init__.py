@@ -2,7 +2,23 @@
 
 from snnrobust.attacks.attack import ATTACKS, Attack, BluntGradientWarning
 from snnrobust.attacks.fgsm import FGSM
-from snnrobust.attacks.gradient import EOT, Backprop, GradientSource, Surrogate, cross_entropy, margin
+from snnrobust.attacks.gradient import (
+    EOT,
+    SOURCES,
+    Backprop,
+    GradientSource,
+    StraightThrough,
+    Surrogate,
+    again,
+    begin,
+    cross_entropy,
+    margin,
+)
+from snnrobust.attacks.gradient_adaptive import ASSG, PDSG
+from snnrobust.attacks.gradient_bpda import BPDA
+from snnrobust.attacks.gradient_free import SPSA, EvolutionStrategies
+from snnrobust.attacks.gradient_rate import BPTR, HART, RGA
+from snnrobust.attacks.gradient_transfer import FromModel
 from snnrobust.attacks.l0 import L0
 from snnrobust.attacks.l1 import L1
 from snnrobust.attacks.l2 import L2
@@ -12,6 +28,8 @@ from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
 from snnrobust.attacks.transfer import Transfer
 
 __all__ = [
-    "ATTACKS", "EOT", "FGSM", "L0", "L1", "L2", "PGD", "THREATS", "Attack", "Backprop", "BluntGradientWarning",
-    "GradientSource", "Linf", "RandomNoise", "RandomSign", "Surrogate", "ThreatModel", "Transfer", "cross_entropy", "margin",
+    "ASSG", "ATTACKS", "BPDA", "BPTR", "EOT", "FGSM", "HART", "L0", "L1", "L2", "PDSG", "PGD", "RGA", "SOURCES", "SPSA",
+    "THREATS", "Attack", "Backprop", "BluntGradientWarning", "EvolutionStrategies", "FromModel", "GradientSource", "Linf",
+    "RandomNoise", "RandomSign", "StraightThrough", "Surrogate", "ThreatModel", "Transfer", "again", "begin", "cross_entropy",
+    "margin",
 ]  # fmt: skip

@@ -1,11 +1,16 @@
-"""Gradient sources: what an attacker differentiates. They compose: ``EOT(8, Surrogate(ATan(10.0)))``."""
+"""Gradient sources: what an attacker differentiates. They compose: ``EOT(8, Surrogate(ATan(10.0)))``.
+
+A source is a function of its arguments. One that learns from one iteration of an attack to the next has no state of its own
+either: ``begin(source)`` gives the source for one run of an attack, which has, and which tells samples apart by their ids. An
+attack of many steps begins each run (each restart) so; without it every call is the first of a run.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +21,10 @@ from snnrobust import checks
 from snnrobust.draws import Stream, draws
 from snnrobust.neurons import surrogate as surrogates
 
-__all__ = ["EOT", "Backprop", "GradientSource", "Loss", "Surrogate", "cross_entropy", "margin"]
+__all__ = [
+    "EOT", "SOURCES", "Around", "Backprop", "GradientSource", "Loss", "StraightThrough", "Surrogate", "again", "begin",
+    "cross_entropy", "margin", "registered", "usable",
+]  # fmt: skip
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -42,6 +50,42 @@ class GradientSource(Protocol):
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss, stream: Stream) -> tuple[Tensor, Tensor]: ...
 
 
+SOURCES: dict[str, type[Any]] = {}
+"""By name: frozen dataclasses that are gradient sources."""
+
+Kind = TypeVar("Kind", bound=type[Any])
+
+
+def registered(kind: Kind) -> Kind:
+    """Enters a class into ``SOURCES``. Its ``spiking`` says whether it needs spiking neurons."""
+    checks.free_name(SOURCES, kind)
+    SOURCES[kind.__name__] = kind
+    return kind
+
+
+def begin(source: GradientSource) -> GradientSource:
+    """``source`` for one run of an attack: what it learns about samples at one call it uses at the next."""
+    start: Callable[[], GradientSource] | None = getattr(source, "begin", None)
+    return source if start is None else start()
+
+
+def again(source: GradientSource) -> GradientSource:
+    """``source`` for one more draw at the same inputs, which teaches it nothing."""
+    repeat: Callable[[], GradientSource] | None = getattr(source, "again", None)
+    return source if repeat is None else repeat()
+
+
+class Around:
+    """A frozen dataclass with a field ``source``, which it calls: it begins where that does."""
+
+    def begin(self) -> Self:
+        return replace(self, source=begin(self.source))  # type: ignore[type-var, attr-defined]
+
+    def again(self) -> Self:
+        return replace(self, source=again(self.source))  # type: ignore[type-var, attr-defined]
+
+
+@registered
 @dataclass(frozen=True)
 class Backprop:
     """The model's own backward pass: every encoder's declared gradient and every neuron's training surrogate.
@@ -53,6 +97,8 @@ class Backprop:
     Raises:
         ValueError: no gradient path from the logits to ``x``, or NaN in logits or gradient.
     """
+
+    spiking: ClassVar[bool] = False
 
     precision: Precision = "float32"
 
@@ -75,11 +121,15 @@ class Backprop:
                 "the logits do not depend on x through any differentiable path (an encoder or a quantizer cuts it), so a "
                 'gradient attack would do nothing: use an encoder with gradient="straight_through"'
             )
-        if gradient.isnan().any():
-            raise ValueError(
-                f"the gradient of {int(gradient.isnan().flatten(1).any(1).sum())} of {len(x)} samples has NaN"
-            )
-        return gradient, logits.detach()
+        return usable(gradient), logits.detach()
+
+
+def usable(gradient: Tensor) -> Tensor:
+    """``gradient`` ``[B, *]`` if it has no NaN."""
+    if gradient.isnan().any():
+        count = int(gradient.isnan().flatten(1).any(1).sum())
+        raise ValueError(f"the gradient of {count} of {len(gradient)} samples has NaN")
+    return gradient
 
 
 @contextmanager
@@ -95,13 +145,16 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
+@registered
 @dataclass(frozen=True)
-class Surrogate:
+class Surrogate(Around):
     """``source`` through another surrogate than the one that trained the model.
 
     Raises:
         ValueError: the model has no surrogate.
     """
+
+    spiking: ClassVar[bool] = True
 
     surrogate: surrogates.Surrogate
     source: GradientSource = field(default_factory=Backprop)
@@ -111,14 +164,33 @@ class Surrogate:
             return self.source(model, x, y, loss, stream)
 
 
+@registered
 @dataclass(frozen=True)
-class EOT:
+class StraightThrough(Around):
+    r""":math:`\partial s / \partial u = 1` in all neurons (Bengio, Leonard and Courville 2013)."""
+
+    spiking: ClassVar[bool] = True
+
+    source: GradientSource = field(default_factory=Backprop)
+
+    def __post_init__(self) -> None:
+        checks.function("source", self.source)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss, stream: Stream) -> tuple[Tensor, Tensor]:
+        return Surrogate(surrogates.StraightThrough(), self.source)(model, x, y, loss, stream)
+
+
+@registered
+@dataclass(frozen=True)
+class EOT(Around):
     r"""Expectation over transformation: the mean gradient and logits over ``samples`` independent draws.
 
     .. math:: g = \frac{1}{n} \sum_{i=1}^n \nabla_x L(f(x; w_i), y)
 
     Source: Athalye, Carlini and Wagner 2018. The loss gradients are averaged, not the logits.
     """
+
+    spiking: ClassVar[bool] = False
 
     samples: int
     source: GradientSource = field(default_factory=Backprop)
@@ -128,7 +200,8 @@ class EOT:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss, stream: Stream) -> tuple[Tensor, Tensor]:
         gradient, logits = self.source(model, x, y, loss, stream.fork("eot", 0))
+        source = again(self.source)
         for i in range(1, self.samples):
-            g, z = self.source(model, x, y, loss, stream.fork("eot", i))
+            g, z = source(model, x, y, loss, stream.fork("eot", i))
             gradient, logits = gradient + g, logits + z
         return gradient / self.samples, logits / self.samples

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.attacks.attack import Attack, warn_if_blunt
-from snnrobust.attacks.gradient import Backprop, GradientSource, Loss, cross_entropy
+from snnrobust.attacks.gradient import Backprop, GradientSource, Loss, begin, cross_entropy
 from snnrobust.attacks.selection import Measurement, better, measure
 from snnrobust.attacks.threat import ThreatModel
 from snnrobust.draws import Stream, is_stochastic
@@ -80,9 +80,10 @@ class PGD(Attack):
     def _climb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream, draws: int) -> Tensor:
         x_adv = self.threat.random_start(x, stream.fork("start")) if self.random_start else x.clone()
         active = torch.arange(len(x), device=x.device)
+        source = begin(self.gradient)
         for i in range(self.steps):
             at, labels, step_stream = x_adv[active], y[active], stream.select(active.cpu()).fork("step", i)
-            gradient, logits = self.gradient(model, at, labels, self.loss, step_stream)
+            gradient, logits = source(model, at, labels, self.loss, step_stream)
             if i == 0:
                 warn_if_blunt(self, gradient)
             moving = torch.ones_like(labels, dtype=torch.bool)

@@ -59,15 +59,20 @@ class Adversarial(BPTT):
                 f'eps must be the budget of an Linf threat, a number or a fraction "8/255", got {self.eps!r:.80}'
             )
         bounds = tuple(self.bounds) if isinstance(self.bounds, list) else self.bounds  # an experiment file has lists
-        threat = Linf(self.eps, bounds)
-        checks.number("eps", threat.eps, 0.0, exclusive_low=True, hint="without a budget this is BPTT")
-        object.__setattr__(self, "eps", threat.eps)
+        eps = checks.fraction("eps", self.eps)
+        threat = Linf(eps, bounds)
+        checks.number("eps", eps, 0.0, exclusive_low=True, hint="without a budget this is BPTT")
+        object.__setattr__(self, "eps", eps)
         object.__setattr__(self, "bounds", threat.bounds)
         checks.count("eot", self.eot)
 
     @property
     def threat(self) -> Linf:
         return Linf(self.eps, self.bounds)
+
+    @property
+    def budget(self) -> float:
+        return checks.fraction("eps", self.eps)
 
     @property
     def attack(self) -> Attack:

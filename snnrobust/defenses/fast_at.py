@@ -63,7 +63,7 @@ class FastAT(Adversarial):
 
     @property
     def attack(self) -> PGD:
-        size = positive("step_size", self.step_size) or 1.25 * self.threat.eps
+        size = positive("step_size", self.step_size) or 1.25 * self.budget
         return PGD(self.threat, steps=1, step_size=size, gradient=self._gradient())
 
     @contextmanager

@@ -69,7 +69,7 @@ class RAT(Adversarial):
     def attack(self) -> FGSM | PGD:
         if self.steps == 1:
             return FGSM(self.threat, self._gradient())
-        return PGD(self.threat, self.steps, self.threat.eps / self.steps, gradient=self._gradient())
+        return PGD(self.threat, self.steps, self.budget / self.steps, gradient=self._gradient())
 
     @contextmanager
     def lend(self, model: nn.Module, example: Tensor) -> Iterator[Lent]:

@@ -66,7 +66,7 @@ class TRADES(Adversarial):
     def ascend(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
         """:math:`x'`, and which samples have left :math:`x'_0` (bool ``[B]``). The labels are not used but to check them."""
         threat, gradient = self.threat, self._gradient()
-        size = positive("step_size", self.step_size) or 2.5 * threat.eps / self.steps
+        size = positive("step_size", self.step_size) or 2.5 * self.budget / self.steps
         checks.pixels("x", x, bounds=threat.bounds)
         with evaluating(model):
             log_p = self._clean(model, x, y, stream.fork("clean"))

@@ -11,10 +11,13 @@ from torch import nn
 from snnrobust import checks, defenses, neurons, quantization
 from snnrobust.attacks import (
     ATTACKS,
+    BPDA,
     EOT,
+    SOURCES,
     THREATS,
     Attack,
     Backprop,
+    FromModel,
     GradientSource,
     Linf,
     Surrogate,
@@ -78,7 +81,11 @@ NAMES: dict[str, list[str]] = {
 }
 _CRAFTED = {name: kind for name, kind in ATTACKS.items() if kind is not Transfer}
 _EFFECTS = {name: kind for name, kind in BACKENDS.items() if kind is not Chain}
+_ELSEWHERE = {EOT: "eot = 8", Surrogate: "surrogate = ...", FromModel: 'source = "..."'}  # keys of their own
+_GRADIENTS = {name: kind for name, kind in SOURCES.items() if kind not in _ELSEWHERE}
+_OWN_SURROGATE = (Backprop, BPDA)  # they differentiate neurons by the surrogates that these have
 NAMES |= {"threat": list(THREATS), "attack": list(_CRAFTED), "backend": list(_EFFECTS)}
+NAMES |= {"gradient source": list(_GRADIENTS)}
 
 
 def build_model(section: ModelSection, shape: Sequence[int], classes: int, seed: int) -> nn.Module:
@@ -158,8 +165,14 @@ def build_attack(
         random: Whether the model that it differentiates has randomness: without it, averaging draws is a waste.
         threat: Default Linf.
     """
-    gradient: GradientSource = Backprop()
+    gradient = (
+        Backprop() if section.gradient is None else _gradient(section.gradient, f"attacks.{section.name}.gradient")
+    )
     if section.surrogate is not None:
+        if not isinstance(gradient, _OWN_SURROGATE):
+            raise ValueError(
+                f"attacks.{section.name}: {type(gradient).__name__} uses no surrogate of the neurons, remove one of both"
+            )
         gradient = Surrogate(make(section.surrogate, SURROGATES, f"attacks.{section.name}.surrogate"), gradient)
     if section.eot > 1 and random:
         gradient = EOT(section.eot, gradient)
@@ -171,14 +184,26 @@ def build_attack(
         accepted = {f.name for f in fields(kind)}  # type: ignore[arg-type]
         known = {"threat": threat or Linf(0.0), "gradient": gradient}
         given = {name: value for name, value in known.items() if name in accepted}
-        if "gradient" not in accepted and (section.surrogate is not None or section.eot > 1):
+        if "gradient" not in accepted and (section.surrogate or section.gradient or section.eot > 1):
             raise ValueError(
-                f"attacks.{section.name}: {component.type} uses no gradient, so eot and surrogate say nothing"
+                f"attacks.{section.name}: {component.type} uses no gradient, so eot, gradient and surrogate say nothing"
             )
         if "loss" in accepted and "loss" in arguments:
             given["loss"] = LOSSES[checks.choice(f"{where}.loss", str(arguments.pop("loss")), LOSSES)]
     attack: Attack = make(Component.model_validate({"type": component.type, **arguments}), _CRAFTED, where, **given)
     return attack if section.source is None else Transfer(attack, models[section.source])
+
+
+def _gradient(component: Component, where: str) -> GradientSource:
+    for kind, key in _ELSEWHERE.items():
+        if component.type == kind.__name__:
+            raise ValueError(f"{where}: {component.type} is written {key} in the section of the attack")
+    checks.choice(f"{where}.type", component.type, _GRADIENTS)
+    own = [f.name for f in fields(_GRADIENTS[component.type])]
+    inner = {"source": Backprop()} if "source" in own else {}
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in component.arguments.items()}
+    source: GradientSource = make(Component(type=component.type, **arguments), _GRADIENTS, where, **inner)
+    return source
 
 
 def build_backend(section: ChipSection) -> Backend:

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from snnrobust import checks
+from snnrobust.attacks import SOURCES
 from snnrobust.data import DATASETS
 from snnrobust.evaluation.report import CLEAN, IDEAL, NULL, WORST
 from snnrobust.experiments.component import Component
@@ -157,6 +158,7 @@ class AttackSection(_Section):
     name: Name
     attack: Component
     eot: Count = 1  # draws averaged in each gradient, for victims with randomness
+    gradient: Component | None = None  # default: the neurons' own, by backpropagation
     surrogate: Component | None = None
     source: Name | None = None
     models: tuple[Name, ...] | None = None
@@ -167,6 +169,12 @@ class AttackSection(_Section):
         if isinstance(value, dict) and isinstance(value.get("models"), list):
             return {**value, "models": tuple(value["models"])}
         return value
+
+    @property
+    def spiking(self) -> bool:
+        """Whether it differentiates spiking neurons in a way of its own, so that other models have nothing for it."""
+        source = None if self.gradient is None else SOURCES.get(self.gradient.type)
+        return self.surrogate is not None or (source is not None and source.spiking)
 
 
 class ChipSection(_Section):
@@ -230,14 +238,14 @@ class Experiment(_Section):
         return {**value, "models": models}
 
     def attacks_on(self, victim: ModelSection) -> list[AttackSection]:
-        """The attacks that apply: not limited to others, not a transfer from itself, no surrogate without a spiking model."""
+        """The attacks that apply: not limited to others, not a transfer from itself, nothing for neurons without them."""
         own = (victim.name, victim.same_weights_as)
         kinds = {m.name: m.kind for m in self.models}
         return [
             a for a in self.attacks
             if (a.models is None or victim.name in a.models)
             and (a.source is None or a.source not in own)
-            and (a.surrogate is None or kinds.get(a.source or victim.name) == "spiking")
+            and (not a.spiking or kinds.get(a.source or victim.name) == "spiking")
         ]  # fmt: skip
 
     @model_validator(mode="after")
@@ -277,7 +285,7 @@ class Experiment(_Section):
         for victim in self.models:
             if not self.attacks_on(victim):
                 raise ValueError(
-                    f"models.{victim.name}: no attack applies to it (see attacks.*.models, source, surrogate)"
+                    f"models.{victim.name}: no attack applies to it (see attacks.*.models, source, surrogate, gradient)"
                 )
         return self
 

@@ -20,7 +20,7 @@ from snnrobust.kernels.lif import GIVEN
 
 __all__ = [
     "SILENT", "SURROGATES", "ATan", "Exponential", "FastSigmoid", "Gaussian", "Rectangle", "Sigmoid", "SpikeTime",
-    "StraightThrough", "Surrogate", "Triangle", "in_kernel", "override", "spike",
+    "StraightThrough", "Surrogate", "Triangle", "in_kernel", "lend", "override", "spike",
 ]  # fmt: skip
 
 SURROGATES: dict[str, type[Surrogate]] = {}
@@ -37,10 +37,11 @@ class Surrogate:
 
     timed: ClassVar[bool] = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, registered: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        checks.free_name(SURROGATES, cls)
-        SURROGATES[cls.__name__] = cls
+        if registered:
+            checks.free_name(SURROGATES, cls)
+            SURROGATES[cls.__name__] = cls
 
     def __post_init__(self) -> None:
         if type(self).derivative is Surrogate.derivative:
@@ -54,6 +55,14 @@ class Surrogate:
         A ``timed`` surrogate gets the number of steps since the last spike in place of ``u``.
         """
         raise NotImplementedError
+
+    def observed(self, u: Tensor) -> Surrogate:
+        """What differentiates this step of neurons that run step by step, called in the forward pass with ``u`` ``[B, *]``.
+
+        Neurons that run whole sequences call ``derivative`` with ``u`` ``[T, B, *]`` in the backward pass instead, so a surrogate
+        that looks at all steps has both.
+        """
+        return self
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,7 @@ class _Spike(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, at: Tensor, surrogate: Surrogate, strict: bool) -> Tensor:
         ctx.save_for_backward(at)
-        ctx.surrogate = surrogate
+        ctx.surrogate = surrogate.observed(at)
         return (u > 0 if strict else u >= 0).to(u.dtype).masked_fill_(u.isnan(), math.nan)
 
     @staticmethod
@@ -236,19 +245,28 @@ def override(model: nn.Module, surrogate: Surrogate) -> Iterator[nn.Module]:
     """
     if not isinstance(surrogate, Surrogate):
         raise TypeError(f"surrogate must be a Surrogate such as ATan(2.0), got {surrogate!r}")
+    with lend(model, lambda _: surrogate):
+        yield model
+
+
+@contextmanager
+def lend(model: nn.Module, choose: Callable[[nn.Module], Surrogate]) -> Iterator[None]:
+    """:func:`override` with a surrogate for each neuron: ``choose(module)``."""
     homes = [(m, name, make) for m in model.modules() for name, make in _HOMES if _holds(m, name)]
     if not homes:
         raise ValueError(f"{type(model).__name__} has no surrogate to override: is it a spiking model?")
-    if surrogate.timed and any(name != "surrogate" for _, name, _ in homes):
-        raise TypeError(
-            f"{surrogate} needs the time since the last spike, which neurons of other libraries do not give it"
-        )
+    chosen = [choose(m) for m, _, _ in homes]
+    for (_, name, _), surrogate in zip(homes, chosen, strict=True):
+        if surrogate.timed and name != "surrogate":
+            raise TypeError(
+                f"{surrogate} needs the time since the last spike, which neurons of other libraries do not give it"
+            )
     # An attribute of the instance hides what is kept as a submodule or on the class, so those stay where they are.
     before = [m.__dict__.get(name, _ABSENT) for m, name, _ in homes]
     try:
-        for m, name, make in homes:
+        for (m, name, make), surrogate in zip(homes, chosen, strict=True):
             m.__dict__[name] = make(surrogate)
-        yield model
+        yield
     finally:
         for (m, name, _), value in zip(homes, before, strict=True):
             if value is _ABSENT:

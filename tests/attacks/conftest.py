@@ -1,5 +1,10 @@
 """Victims: small, in float64, with the parts that an attack could disturb."""
 
+import runpy
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +12,7 @@ from torch import Tensor, nn
 from snnrobust import data, hardware, learning_rules, quantization
 from snnrobust.encoders import Direct, Poisson
 from snnrobust.layers import MeanOutput, Sequential
-from snnrobust.models import Conv, Dense, ordinary, spiking
+from snnrobust.models import Conv, Dense, SpikingClassifier, ordinary, spiking
 from snnrobust.neurons import LIF
 
 SHAPE, CLASSES, STEPS = (1, 4, 4), 3, 4
@@ -68,3 +73,44 @@ def digits_ann():
     model = model.double()
     assert (model(x.double()).argmax(1) == y).double().mean() > 0.9
     return model, x.double(), y
+
+
+@pytest.fixture(scope="session")
+def digits_snn():
+    """A deterministic SNN of two hidden layers trained on digits, in float64, and 60 test samples, most of them right."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = spiking((Dense(48), Dense(48)), (1, 8, 8), 10, Direct(3), norm="none")
+    learning_rules.BPTT(lr=2e-2).fit(model, data.load("digits", "train"), epochs=3, progress=False)
+    x, y = data.take(data.load("digits", "test"), 60)
+    model = model.double().eval()
+    assert (model(x.double()).argmax(1) == y).double().mean() > 0.8
+    return model, x.double(), y
+
+
+@pytest.fixture
+def layered():
+    """``layered(neuron, layers=2, seed=0) -> (model, x, y)``: dense layers with ``neuron(8)`` behind each, T = 5."""
+
+    def build(neuron, layers=2, seed=0):
+        with torch.random.fork_rng():
+            sizes = [7, 8, 8][: layers + 1]
+            dense = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+            parts = [part for linear in dense for part in (linear, neuron(8))]
+            head = nn.Linear(8, CLASSES)
+            model = SpikingClassifier(Direct(5), Sequential(*parts, head), MeanOutput()).double().eval()
+            torch.manual_seed(seed)  # the same whatever the neurons drew
+            x = torch.rand(6, 7, dtype=torch.float64)
+            with torch.no_grad():
+                for linear in (*dense, head):
+                    linear.weight.copy_(1.5 * torch.randn(linear.weight.shape) / linear.in_features**0.5)
+                    linear.bias.copy_(0.3 * torch.randn(linear.bias.shape))
+        return model, x, torch.arange(6) % CLASSES
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def by_hand():
+    """What reference.py holds."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("reference.py"))))

@@ -28,6 +28,7 @@ from snnrobust.neurons.surrogate import (
     StraightThrough,
     Surrogate,
     Triangle,
+    lend,
     override,
     spike,
 )
@@ -336,3 +337,54 @@ def test_override_that_swaps_nothing_raises():
 def test_override_with_something_else_raises(surrogate):
     with pytest.raises(TypeError, match="surrogate must be a Surrogate such as"), override(LIF(), surrogate):
         pass
+
+
+def test_each_neuron_may_be_lent_its_own():
+    model = nn.ModuleList([LIF(surrogate=ATan(1.0)), IF(surrogate=Sigmoid(2.0)), Jelly()])
+    before, lent = [model[0].surrogate, model[1].surrogate, model[2].node.surrogate_function], {}
+
+    def choose(module):
+        return lent.setdefault(module, ATan(len(lent) + 5.0))
+
+    with lend(model, choose):
+        assert model[0].surrogate == ATan(5.0)
+        assert model[1].surrogate == ATan(6.0)
+        u = torch.tensor([0.1])
+        assert torch.equal(_slope(model[2].node.surrogate_function, u), ATan(7.0).derivative(u))
+    assert set(lent) == {model[0], model[1], model[2].node}
+    after = [model[0].surrogate, model[1].surrogate, model[2].node.surrogate_function]
+    assert all(a is b for a, b in zip(after, before, strict=True))
+    with pytest.raises(ValueError, match="no surrogate to override"), lend(nn.Linear(2, 2), choose):
+        pass
+
+
+def test_a_step_asks_whom_it_shows_its_potential():
+    """And a sequence, which is one operation, asks for all slopes at once."""
+    seen, names = [], set(SURROGATES)
+
+    @dataclasses.dataclass(frozen=True)
+    class Watching(ATan, registered=False):
+        def observed(self, u):
+            seen.append(u.clone())
+            return ATan(self.alpha * len(seen))
+
+        def derivative(self, u):
+            return ATan(self.alpha).derivative(u)
+
+    assert set(SURROGATES) == names
+    x = torch.rand(3, 2, 4, requires_grad=True)
+    for neuron in (LIF(surrogate=Watching(2.0)), ALIF(adaptation=0.0, surrogate=Watching(2.0))):
+        seen.clear()
+        (found,) = torch.autograd.grad(neuron(x).sum(), x)
+        if isinstance(neuron, LIF):
+            assert not seen
+        else:
+            assert len(seen) == 3
+            v = torch.zeros(2, 4)
+            for u, x_t in zip(seen, x.detach(), strict=True):
+                h = 0.95 * v + x_t
+                assert torch.equal(u, h - 1.0)
+                v = h - (h >= 1.0).float()
+            slopes = [ATan(2.0 * (t + 1)).derivative(u) for t, u in enumerate(seen)]
+            expected = [sum(slopes[s] * 0.95 ** (s - t) for s in range(t, 3)) for t in range(3)]
+            torch.testing.assert_close(found, torch.stack(expected))
