@@ -81,7 +81,7 @@ class DECOLLE(Supervised):
                     total = total.to(loss) + loss.detach() / net.time_steps
             return total, output.logits
 
-        yield Lent(backward, activity=activity)
+        yield Lent(backward, activity=activity, online=True)
 
     def _losses(
         self, net: Online, given: list[Tensor], y: Tensor, readouts: dict[str, tuple[Tensor, Tensor]]

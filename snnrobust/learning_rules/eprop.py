@@ -120,7 +120,7 @@ class EProp(Supervised):
                     )
             return total, output.logits
 
-        yield Lent(backward, activity=activity)
+        yield Lent(backward, activity=activity, online=True)
 
     def _signal(self, layer: _Factored | _PerSynapse, error: Tensor, matrices: dict[str, Tensor]) -> Tensor:
         """What the error says to a layer, ``[B, *]`` like what the layer passes on; ``matrices`` remembers what is drawn."""

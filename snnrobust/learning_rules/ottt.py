@@ -70,7 +70,7 @@ class OTTT(Supervised):
                 total = total.to(loss) + loss.detach()
             return total, output.logits
 
-        yield Lent(backward, activity=activity)
+        yield Lent(backward, activity=activity, online=True)
 
     def _loss(self, output: Tensor, y: Tensor) -> Tensor:
         checks.labels("labels", y, len(output), output.shape[1])

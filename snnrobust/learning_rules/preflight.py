@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections import deque
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,9 +17,10 @@ from torch.utils.data import TensorDataset
 from snnrobust import checks
 from snnrobust.data import Data, batches
 from snnrobust.draws import device_of, draws, evaluating
+from snnrobust.models import SpikingClassifier
 from snnrobust.models.description import describe
 
-__all__ = ["digest", "plain", "preflight", "structure"]
+__all__ = ["digest", "plain", "preflight", "streamed", "structure"]
 
 
 def preflight(model: nn.Module, data: Data) -> Tensor:
@@ -31,13 +34,20 @@ def preflight(model: nn.Module, data: Data) -> Tensor:
     device = device_of(model)
     with torch.no_grad(), evaluating(model), draws(model, 0):
         try:
-            logits = model(x[:1].to(device))
+            logits = streamed(model, x[:1].to(device), steps=1)
         except RuntimeError as error:
             given = f"shape {tuple(x.shape)} and {x.dtype}"
             raise ValueError(f"the model does not take inputs of {given}: {error}") from error
     checks.labels("labels", y, len(x), logits.shape[1] if logits.dim() == 2 else None)
     checks.logits(logits, y[:1])
     return x[:1].to(device)
+
+
+def streamed(model: nn.Module, x: Tensor, steps: int | None = None) -> Tensor:
+    """``model(x)`` in the memory of one time step; of a spiking classifier after ``steps`` of them, if that is given."""
+    if not isinstance(model, SpikingClassifier):
+        return model(x)  # type: ignore[no-any-return]
+    return deque(islice(model.stream(x), steps), maxlen=1)[0]
 
 
 def structure(model: nn.Module) -> Any:

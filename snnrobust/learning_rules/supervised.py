@@ -21,7 +21,7 @@ from snnrobust.draws import Stream, derive, device_of, draws
 from snnrobust.layers.synchronised import synchronised
 from snnrobust.learning_rules.activity import Activity
 from snnrobust.learning_rules.parallel import Alone, broadcast, reduce_gradients, shard, total
-from snnrobust.learning_rules.preflight import digest, plain, preflight, structure
+from snnrobust.learning_rules.preflight import digest, plain, preflight, streamed, structure
 from snnrobust.learning_rules.progress import Bar, Log, check_log
 from snnrobust.learning_rules.resume import load_state, put_back, save_state, weights_of
 from snnrobust.learning_rules.schedule import Schedule, scheduled
@@ -35,7 +35,10 @@ __all__ = ["Lent", "Supervised"]
 Precision = Literal["float32", "bfloat16"]
 Optimizer = Literal["adam", "sgd"]
 Keep = Literal["last", "best"]
-_WATCH = 50  # every so many steps the neurons' rates are looked at, which costs about one step in a hundred
+_WATCH, _SOON = (
+    50,
+    10,
+)  # every so many steps neurons are watched, which costs about one step in a hundred; in the first 20 more
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Lent:
         judge: Called after each epoch with the records so far, and with the validation data or, without any, the training
             data. It may add to the last record; a key ``stopped`` ends the training.
         tally: Sum and number of what the rule counts while it trains; their means over an epoch enter its record.
+        online: The rule takes time steps one by one, in memory that does not grow with them: so does the validation.
     """
 
     backward: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -62,6 +66,7 @@ class Lent:
     before: Callable[[Stream, Tensor], None] | None = None
     judge: Callable[[list[dict[str, Any]], Data], None] | None = None
     tally: dict[str, list[float]] = field(default_factory=dict)
+    online: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +308,7 @@ class _Run:
             lr = scheduled(rule.schedule, rule.lr, epoch, self.epochs, within)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            watched = index % _WATCH == 0
+            watched = index % (_SOON if epoch == 0 and index <= 2 * _SOON else _WATCH) == 0
             with self.activity.watching(self.lent.activity is None) if watched else nullcontext():
                 loss, right = self._step(batch, derive(rule.seed, "train", epoch, index), watched)
             if watched:
@@ -383,7 +388,9 @@ class _Run:
                 continue
             x, y = mine.x.to(self.fabric.device), mine.y.to(self.fabric.device)
             with draws(self.model, derive(self.rule.seed, "validate", epoch, index), mine.sample_ids):
-                logits = checks.call(self.model, x, y)
+                logits = (
+                    checks.logits(streamed(self.model, x), y) if self.lent.online else checks.call(self.model, x, y)
+                )
             correct += float((logits.argmax(1) == y).sum())
         (correct,) = total(self.fabric, correct)
         return correct / seen

@@ -435,9 +435,10 @@ def test_the_graph_does_not_grow_with_time(rule, readout):
 def test_what_the_neurons_fire_is_reported(rule):
     model = make(NETWORKS["linear 3"], Poisson(4), MeanOutput())
     with RULES[rule]().lend(model, X[:1]) as lent:
-        with draws(model, 5), lent.activity.watching(0, 0, hooks=False):
+        with draws(model, 5), lent.activity.watching(hooks=False):
             lent.backward(X, Y, 1.0)
-        rates = lent.activity.rates()
+        lent.activity.judge(0, 0)
+        rates, _ = lent.activity.rates()
     seen = {}
     for name in ("network.2", "network.4"):
         model.get_submodule(name).register_forward_hook(
@@ -553,3 +554,12 @@ def test_digits_are_learnt(rule, architecture, accuracy):
 
 def test_the_defaults_are_those_that_the_reference_assumes():
     assert LIF().surrogate == IF().surrogate == ALIF().surrogate == ATan(2.0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_whole_fit_holds_one_time_step_at_once(rule, monkeypatch):
+    """The check before training and the validation too: no tensor of a training has a time axis."""
+    model = make(NETWORKS["linear 2"], Poisson(6), MeanOutput())
+    monkeypatch.setattr(Poisson, "forward", lambda *_: pytest.fail("the whole sequence was encoded"))
+    history = RULES[rule]().fit(model, (X, Y), (X, Y), epochs=1, progress=False)
+    assert 0 <= history.last["validation_accuracy"] <= 1
