@@ -35,7 +35,7 @@ NARROW = (Conv(16), Pool(), Conv(32), Conv(32), Pool(), Dense(128), Dense(128)) 
 
 def train(norm: str, seed: int, options: argparse.Namespace) -> list[dict[str, object]]:
     """The history of one network."""
-    path = options.output / f"{norm.lower()}-seed{seed}.json"
+    path = options.output / f"{norm.lower()}-{options.epochs}epochs-seed{seed}.json"
     if not path.exists():
         print(f"training {path.stem}", flush=True)
         architecture, steps = (models.ARCHITECTURES["vgg9"], 25) if options.full else (NARROW, 10)

@@ -47,7 +47,7 @@ def network(rule: str, seed: int, steps: int = 8) -> nn.Module:
 
 
 def train(rule: str, seed: int, epochs: int, folder: Path) -> dict[str, Any]:
-    path = folder / f"{rule}-seed{seed}.json"
+    path = folder / f"{rule}-{epochs}epochs-seed{seed}.json"
     if path.exists():
         return json.loads(path.read_bytes())
     print(f"training {path.stem}", flush=True)
@@ -139,7 +139,7 @@ def plot(results: dict[str, list[dict[str, Any]]], peaks: dict[str, float], path
         (left, right), (below, last) = made.subplots(2, 2)
         for rule, found in results.items():
             style = {"color": colours[rule], "ls": dashes[rule], "lw": 1.4, "label": rule}
-            curve = 100 * np.mean([[a or np.nan for a in r["accuracy"]] for r in found], 0)
+            curve = 100 * np.mean([r["accuracy"] for r in found], 0)
             left.plot(range(1, len(curve) + 1), curve, **style)
             angles = [[np.nan if a is None else a for a in r["angles"]] for r in found]
             if angles[0]:
