@@ -83,6 +83,7 @@ class FastAT(Adversarial):
                 if previous - accuracy > self.fall:
                     model.load_state_dict(keep)
                     records[-1]["stopped"] = "catastrophic overfitting"
+                    records[-1]["validation_accuracy"] = records[-2]["validation_accuracy"]  # of the weights that stay
                     self._warn(previous, accuracy, records[-1]["epoch"])
                 keep.clear()
 

@@ -99,6 +99,10 @@ def _trainer(where: str, value: Any) -> dict[str, Any] | None:
 def _trained_by(model: dict[str, Any], rule: dict[str, Any], force: bool) -> dict[str, Any]:
     """A model's section with ``rule`` and with what that needs; if ``force``, in place of what is there."""
     needs = dict(RULES[rule["type"]].needs)
+    if not force and "same_weights_as" in model:
+        raise ValueError(f"models.{model.get('name')}: a model with same_weights_as is not trained, remove its trainer")
+    if not force and needs and model.get("kind") == "ordinary":
+        raise ValueError(f"models.{model.get('name')}: {rule['type']} trains spiking networks only: set kind = 'spiking'")
     model = {**model, **needs} if force else {**needs, **model}
     if "same_weights_as" in model:
         return model

@@ -177,6 +177,8 @@ def test_a_rule_brings_what_its_models_need(monkeypatch: pytest.MonkeyPatch) -> 
         ('name = "small"', 'name = "small"\ntrainer = 3', 'must be a rule such as "DFA"'),
         ('name = "snn"', 'name = "snn"\ntrainer = "BPTT"', "models.snn: trainer is given twice"),
         ('kind = "ordinary"', 'kind = "ordinary"\ntrainer = { lr = 1.0 }', "models.ann.trainer must be a rule"),
+        ('kind = "ordinary"', 'kind = "ordinary"\ntrainer = "OTTT"', "OTTT trains spiking networks only"),
+        ('kind = "ordinary"', 'same_weights_as = "snn"\ntrainer = "DFA"', "same_weights_as is not trained"),
     ],
 )
 def test_a_wrong_trainer_is_named(old: str, new: str, words: str) -> None:
