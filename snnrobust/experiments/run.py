@@ -35,9 +35,9 @@ def run(experiment: Experiment, text: str, folder: str | Path, progress: bool = 
 
     The folder then holds ``experiment.toml``, ``configuration.json`` (with all defaults), ``versions.json``, ``models/`` (of each
     the checkpoint that is judged, history and resumable training state, and ``NAME.trained.safetensors`` where truncation or an
-    early exit made another model of the trained one; where a rule gives them, ``NAME.conversion.json``, the report of a conversion,
-    and ``NAME.learnt.safetensors``, what it learnt beside the model, such as readouts), ``cells/``, ``figures/``, ``results.json``, ``samples.csv`` and
-    ``report.html``.
+    early exit made another model of the trained one; where a rule gives them, ``NAME.conversion.json``, the report of a
+    conversion, and ``NAME.learnt.safetensors``, what it learnt beside the model, such as readouts), ``cells/``, ``figures/``,
+    ``results.json``, ``samples.csv`` and ``report.html``.
     Every file is written atomically. On a folder of an interrupted run it goes on; on a finished one it does nothing.
 
     Raises:

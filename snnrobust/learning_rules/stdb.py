@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -55,8 +56,9 @@ class STDB(Supervised):
 
     ``history`` is that of the spiking network; ``history.conversion`` the report of the conversion, with ``validation_accuracy``
     right after it, ``scaled_validation_accuracy`` with the thresholds that training begins with, and the twin's ``ann_records``.
-    With ``checkpoint``, a file with ``.ann`` appended to its name holds the training of the twin, and one with ``.converted`` what it
-    was converted to: once that is there, the first phase is not run again. ``log`` has the twin's curves in its subfolder ``ann``.
+    With ``checkpoint``, a file with ``.ann`` appended to its name holds the training of the twin, and one with ``.converted`` what
+    it was converted to: once that is there, the first phase is not run again. ``log`` has the twin's curves in its subfolder
+    ``ann``.
 
     Args:
         surrogate: For a threshold of 1; at that of each layer it is as wide in proportion
@@ -147,6 +149,7 @@ class STDB(Supervised):
             scale_thresholds(model, self.scaling)
             scaled = accuracy(model, validation, ordinary)
             report = {**before.conversion, "scaled_validation_accuracy": scaled, "ann_records": before.records}
+            report = json.loads(json.dumps(report))  # as the file will give it back
             if converted is not None and (fabric is None or fabric.is_global_zero):
                 content = {"identity": identity, "thresholds": thresholds, "report": report}
                 write_tensors(converted, "converted network", model.state_dict(), content)
