@@ -56,7 +56,7 @@ class STDB(Supervised):
 
     ``history`` is that of the spiking network; ``history.conversion`` the report of the conversion, with ``validation_accuracy``
     right after it, ``scaled_validation_accuracy`` with the thresholds that training begins with, and the twin's ``ann_records``.
-    With ``checkpoint``, a file with ``.ann`` appended to its name holds the training of the twin, and one with ``.converted`` what
+    With ``checkpoint``, a file with ``.ann`` appended to its name holds the training of the twin, and ``.converted`` what
     it was converted to: once that is there, the first phase is not run again. ``log`` has the twin's curves in its subfolder
     ``ann``.
 

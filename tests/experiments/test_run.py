@@ -274,7 +274,7 @@ judge_draws = 1
 def test_what_was_learnt_beside_the_model_is_kept(tmp_path: Path) -> None:
     text = """
 name = "small"
-trainer = "DECOLLE"
+trainer = { type = "LE", readout = "learnt" }
 [data]
 train = 60
 [[models]]
