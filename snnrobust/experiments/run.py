@@ -33,7 +33,7 @@ from snnrobust.experiments.build import (
 )
 from snnrobust.experiments.config import Experiment, ModelSection, file_name
 from snnrobust.models import EarlyExit, SpikingClassifier, describe, exit_curve, load, save
-from snnrobust.models.checkpoint import write_bytes
+from snnrobust.models.checkpoint import write_bytes, write_tensors
 
 __all__ = ["read_results", "render_folder", "run", "versions"]
 
@@ -43,8 +43,9 @@ def run(experiment: Experiment, text: str, folder: str | Path, progress: bool = 
 
     The folder then holds ``experiment.toml``, ``configuration.json`` (with all defaults), ``versions.json``, ``models/`` (of each
     the checkpoint that is judged, history and resumable training state, and ``NAME.trained.safetensors`` where truncation or an
-    early exit made another model of the trained one), ``cells/``, ``figures/``, ``results.json``, ``samples.csv`` and
-    ``report.html``.
+    early exit made another model of the trained one; where a rule gives them, ``NAME.conversion.json``, the report of a
+    conversion, and ``NAME.learnt.safetensors``, what it learnt beside the model, such as readouts), ``cells/``, ``figures/``,
+    ``results.json``, ``samples.csv`` and ``report.html``.
     Every file is written atomically. On a folder of an interrupted run it goes on; on a finished one it does nothing.
 
     Raises:
@@ -199,6 +200,10 @@ def _train(
             history = rule.fit(
                 model, train, validation, epochs=section.training.epochs, checkpoint=state, progress=progress
             )
+            if history.conversion:
+                _write_json(folder / f"{stem}.conversion.json", history.conversion)
+            if history.learnt:
+                write_tensors(folder / f"{stem}.learnt.safetensors", "learnt beside the model", history.learnt, {})
             _write_json(record, history.records)
             save(model, kept)
         trained[section.name] = load(kept)

@@ -12,7 +12,7 @@ from snnrobust.learning_rules.eprop import EProp
 from snnrobust.learning_rules.fa import FA
 from snnrobust.learning_rules.le import LE
 from snnrobust.learning_rules.ottt import OTTT
-from snnrobust.learning_rules.stdb import STDB
+from snnrobust.learning_rules.stdb import STDB, scale_thresholds
 from snnrobust.learning_rules.stdp import STDP
 from snnrobust.learning_rules.supervised import Lent, Supervised
 from snnrobust.learning_rules.trainer import RULES, History, Trainer, TrainingWarning, rule_name
@@ -40,4 +40,5 @@ __all__ = [
     "convert",
     "quantised",
     "rule_name",
+    "scale_thresholds",
 ]  # fmt: skip

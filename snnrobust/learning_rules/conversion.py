@@ -19,7 +19,15 @@ from snnrobust.learning_rules.bptt import BPTT
 from snnrobust.learning_rules.conversion_ann import flat, folded
 from snnrobust.learning_rules.conversion_report import CalibrationReport, measure, report_steps
 from snnrobust.learning_rules.conversion_scales import activation_scales, balanced_scales, neurons, spiking_network
-from snnrobust.learning_rules.conversion_twin import check_encoder, check_model, twin, write
+from snnrobust.learning_rules.conversion_twin import (
+    check_encoder,
+    check_model,
+    given_surrogate,
+    mark,
+    neurons_by_place,
+    twin,
+    write,
+)
 from snnrobust.learning_rules.supervised import Supervised
 from snnrobust.learning_rules.trainer import RULES, History
 from snnrobust.models import SpikingClassifier
@@ -65,7 +73,7 @@ def convert(
         encoder: ``Direct(T)`` (default) or ``Poisson(T)``.
         method: Of :math:`\lambda_l`. ``"max"``: the largest activation on the data; ``"percentile"`` of all; ``"balancing"``: the
             thresholds are the largest inputs of the neurons while the layers before spike. Layers of QCFS have their own.
-        percentile: In (0, 100].
+        percentile: In (0, 100], for ``method="percentile"``; the others do not look at it.
         initial: The potential at the start, a share of the threshold. 1/2 rounds rates to the nearest; QCFS needs it.
         surrogate: Of the neurons, for a threshold of 1; at theirs it is as wide in proportion, see
             :func:`~snnrobust.neurons.relative.relative`.
@@ -91,10 +99,17 @@ def convert(
     calibration = calibration_data(data, samples, batch_size, seed, device_of(ann))
 
     def neuron(_: int, threshold: float) -> Neuron:
-        own = relative(surrogate, threshold)
-        return PrechargedIF(threshold, initial, surrogate=own) if initial > 0 else IF(threshold, surrogate=own)
+        return _neuron(threshold, initial, surrogate)
 
     return _converted(whole, calibration, encoder, method, percentile, neuron, seed)
+
+
+def _neuron(threshold: float, initial: float, surrogate: Surrogate, detach_reset: bool = True) -> Neuron:
+    """With ``surrogate`` for a threshold of 1."""
+    own = relative(surrogate, threshold)
+    if initial == 0:
+        return mark(IF(threshold, surrogate=own, detach_reset=detach_reset), surrogate)
+    return mark(PrechargedIF(threshold, initial, surrogate=own, detach_reset=detach_reset), surrogate)
 
 
 def _check(method: str, percentile: float, initial: float, samples: int) -> None:
@@ -173,18 +188,12 @@ def train_and_convert(
     **settings: Any,
 ) -> History:
     """Train the ordinary twin of ``model`` by ``rule``, with ``settings`` of its ``fit``, and write what it is converted to into
-    ``model``."""
+    ``model``, which may be one that this has converted before if a checkpoint gives back the weights of the twin."""
     ann = twin(model, how.batch_norm, how.levels)
+    if settings.get("log") is not None:
+        settings["log"] = Path(settings["log"]) / "ann"
     history = rule.fit(ann, train, validation, **settings)
-    before = [neuron for _, neuron in neurons(model.network)]
-
-    def neuron(index: int, threshold: float) -> Neuron:
-        own = before[index] if index < len(before) else before[-1]  # one that stands in several places is listed once
-        surrogate = relative(own.surrogate, threshold)
-        if how.initial == 0:
-            return IF(threshold, surrogate=surrogate, detach_reset=own.detach_reset)
-        return PrechargedIF(threshold, how.initial, surrogate=surrogate, detach_reset=own.detach_reset)
-
+    neuron = converted_neurons(model, how.initial)
     calibration = calibration_data(train, how.samples, rule.batch_size, rule.seed, device_of(ann))
     whole = folded(ann)
     converted, report = _converted(whole, calibration, model.encoder, how.method, how.percentile, neuron, rule.seed)
@@ -193,6 +202,24 @@ def train_and_convert(
     model.eval()
     history.conversion = {**report.to_json(), "validation_accuracy": accuracy(model, validation, rule)}
     return history
+
+
+def surrogates(model: SpikingClassifier) -> list[Surrogate]:
+    """Of the neurons of ``model`` for a threshold of 1: as they were before a conversion, if there was one."""
+    return [given_surrogate(neuron) or neuron.surrogate for neuron in neurons_by_place(model)]
+
+
+def converted_neurons(model: SpikingClassifier, initial: float) -> Callable[[int, float], Neuron]:
+    """Makes the neuron that stands for the i-th one of ``model``, with a threshold."""
+    before = list(zip(surrogates(model), [n.detach_reset for n in neurons_by_place(model)], strict=True))
+    return lambda index, threshold: _neuron(threshold, initial, *before[index])
+
+
+def resumes(model: nn.Module, *checkpoints: Path | None) -> bool:
+    """Whether ``model`` was converted in this process, and a file is there that gives back the weights of its twin."""
+    there = any(path is not None and path.exists() for path in checkpoints)
+    found = neurons(model)
+    return there and bool(found) and all(given_surrogate(neuron) is not None for _, neuron in found)
 
 
 @torch.no_grad()
@@ -213,8 +240,10 @@ class Conversion(Supervised):
     """Train the ordinary twin of a spiking classifier by backpropagation, then convert it; see :func:`convert`.
 
     The model is built with ``norm="none"``, ``IF`` neurons and ``MeanOutput``. Its weights, biases and neurons are replaced in
-    place; encoder and T stay. ``history`` is that of the twin's training, ``history.conversion`` the report of the
-    conversion with the ``validation_accuracy`` of the spiking model. A checkpoint holds the twin's training.
+    place; encoder and T stay. ``history`` is that of the twin's training, with its validation accuracy as ``ann_accuracy``;
+    ``validation_accuracy`` is the spiking model's, which there is in the last record only. ``history.conversion`` is the report
+    of the conversion, with the same ``validation_accuracy``. A checkpoint holds the twin's training, and ``log`` has its curves
+    in the subfolder ``ann``. Frozen weights are refused, as the conversion rewrites them.
 
     Args:
         method, percentile, initial: As in :func:`convert`.
@@ -242,7 +271,10 @@ class Conversion(Supervised):
         check_settings(self)
 
     def refuse(self, model: nn.Module, example: Tensor) -> None:
-        check_model(model, self.name)
+        self._check(model, again=False)
+
+    def _check(self, model: nn.Module, again: bool) -> None:
+        check_model(model, self.name, converted=again)
         assert isinstance(model, SpikingClassifier)
         twin(model, self.batch_norm, self.levels)
 
@@ -258,11 +290,18 @@ class Conversion(Supervised):
         fabric: Fabric | None = None,
         log: str | Path | None = None,
     ) -> History:
-        self.refuse(checks.module("model", model), torch.empty(0))
+        path = None if checkpoint is None else Path(checkpoint)
+        self._check(checks.module("model", model), again=resumes(model, path))
         assert isinstance(model, SpikingClassifier)
         rule = BPTT(**{f.name: getattr(self, f.name) for f in fields(Supervised)})
         settings: dict[str, Any] = {"progress": progress, "fabric": fabric, "log": log}
-        return train_and_convert(rule, model, train, validation, self, epochs=epochs, checkpoint=checkpoint, **settings)
+        settings |= {"epochs": epochs, "checkpoint": checkpoint}
+        history = train_and_convert(rule, model, train, validation, self, **settings)
+        history.records = [
+            {**r, "validation_accuracy": None, "ann_accuracy": r["validation_accuracy"]} for r in history.records
+        ]
+        history.last["validation_accuracy"] = history.conversion["validation_accuracy"]
+        return history
 
 
 RULES[Conversion.name] = Conversion

@@ -72,7 +72,7 @@ class CalibrationReport:
 
     def table(self) -> str:
         """Layers, then accuracies, as text."""
-        width = max(5, *(len(layer.name) for layer in self.layers))
+        width = max([5, *(len(layer.name) for layer in self.layers)])
         heads = "".join(f"{f'T={T}':>8}" for T in self.steps)
         lines = [f"{'':{width}} {'':>10} {'':>9} {'above':>7}  relative error of rates"]
         lines += [f"{'layer':{width}} {'threshold':>10} {'scale':>9} {'scale':>7}{heads}"]

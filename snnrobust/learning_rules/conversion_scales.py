@@ -156,7 +156,7 @@ class _Reached(Exception):  # noqa: N818 (no error)
 @torch.no_grad()
 def balanced_scales(ann: nn.Sequential, encoder: Encoder, data: Sequence[Batch], seed: int) -> list[float]:
     r"""Threshold balancing: layer by layer, the threshold is the largest input of the layer's neurons, over all samples and time
-    steps, when the layers before it spike.
+    steps, when the layers before it spike. A QCFS has its own, which it has learnt.
 
     Source: Sengupta et al. 2019, "Going deeper in spiking neural networks: VGG and residual architectures".
     """
@@ -170,7 +170,9 @@ def balanced_scales(ann: nn.Sequential, encoder: Encoder, data: Sequence[Batch],
         if not 0.0 < largest < math.inf:
             raise ValueError(_dead(index, len(layers), largest))
         assert isinstance(neuron.threshold, float)
-        scales.append(largest / neuron.threshold)  # its threshold is 1 over the scale before it
+        layer = layers[index]
+        learnt = float(layer.threshold) if isinstance(layer, QCFS) else None
+        scales.append(learnt or largest / neuron.threshold)  # its threshold is 1 over the scale before it
     return scales
 
 

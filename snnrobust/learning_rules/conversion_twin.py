@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -23,8 +23,31 @@ from snnrobust.learning_rules.conversion_ann import LINEAR, check_ann, flat
 from snnrobust.models import SpikingClassifier
 from snnrobust.neurons import IF, LIF, PrechargedIF
 from snnrobust.neurons.neuron import Neuron
+from snnrobust.neurons.surrogate import Surrogate
 
-__all__ = ["check_encoder", "check_model", "twin", "write"]
+__all__ = [
+    "check_encoder",
+    "check_model",
+    "given_surrogate",
+    "mark",
+    "neurons_by_place",
+    "put_neurons",
+    "twin",
+    "write",
+]
+
+_MARK = "surrogate_before_conversion"
+
+
+def mark(neuron: Neuron, given: Surrogate) -> Neuron:
+    """``neuron`` as one of a converted network, with the surrogate for a threshold of 1. Copies keep it, files do not."""
+    vars(neuron)[_MARK] = given
+    return neuron
+
+
+def given_surrogate(neuron: Neuron) -> Surrogate | None:
+    """What :func:`mark` was given; None of a neuron that no conversion made."""
+    return vars(neuron).get(_MARK)
 
 
 def check_encoder(encoder: nn.Module, first: nn.Module) -> None:
@@ -67,19 +90,20 @@ def check_model(model: nn.Module, rule: str, converted: bool = False) -> None:
             "a layer with weights stands in two places, and each would need weights of its own: use two layers"
         )
     for parent, name, part in parts:
-        if isinstance(part, Neuron) and not (converted and isinstance(part, PrechargedIF)):
-            _check_neuron(part, rule)
+        if isinstance(part, Neuron):
+            if not converted and (isinstance(part, PrechargedIF) or given_surrogate(part) is not None):
+                raise ValueError(
+                    "the network was converted already, and its weights are in units of its thresholds: start from a new one, "
+                    "or train it on by BPTT or STDB(ann_epochs=0)"
+                )
+            if not isinstance(part, PrechargedIF):
+                _check_neuron(part, rule)
         elif not isinstance(part, (*SYNAPTIC, *LINEAR, Normalise, Neuron, Dropout, Residual)):
             parent_name = next(n for n, m in model.named_modules() if m is parent)
             raise _refusal(f"{parent_name}.{name}", part, rule)
 
 
 def _check_neuron(neuron: Neuron, rule: str) -> None:
-    if isinstance(neuron, PrechargedIF):
-        raise ValueError(
-            "the network was converted already, and its weights are in units of its thresholds: start from a new one, "
-            "or train it on by BPTT or STDB(ann_epochs=0)"
-        )
     plain = type(neuron) in (IF, LIF) and isinstance(neuron.decay, float) and neuron.decay == 1.0
     if not plain or neuron.reset != "soft" or neuron.refractory:
         raise ValueError(
@@ -119,8 +143,15 @@ def twin(model: SpikingClassifier, batch_norm: bool, levels: int | None) -> nn.S
         levels: QCFS of so many in place of each neuron; None: ReLU.
 
     Raises:
-        ValueError: batch normalisation has to be folded into biases that are not there; as :func:`check_ann`.
+        ValueError: batch normalisation has to be folded into biases that are not there, or weights are frozen; as
+            :func:`check_ann`.
     """
+    frozen = [name for name, p in model.network.named_parameters(prefix="network") if not p.requires_grad]
+    if frozen:
+        raise ValueError(
+            f"the conversion rewrites weights and biases, and {frozen[0]} is frozen: set requires_grad=True before, and freeze "
+            "it afterwards"
+        )
     last = [part for _, _, part in _places(model.network) if isinstance(part, SYNAPTIC)][-1:]
 
     def activate() -> nn.Module:
@@ -167,6 +198,18 @@ def _ordinary(
         else:
             made += [part, *(norm(part) if isinstance(part, SYNAPTIC) else [])]
     return made
+
+
+def neurons_by_place(model: SpikingClassifier) -> list[Neuron]:
+    """One that stands in several places is there several times."""
+    return [part for _, _, part in _places(model.network) if isinstance(part, Neuron)]
+
+
+def put_neurons(model: SpikingClassifier, new: Sequence[Neuron]) -> None:
+    """In place of those of ``model``, by place."""
+    places = [(parent, name) for parent, name, part in _places(model.network) if isinstance(part, Neuron)]
+    for (parent, name), neuron in zip(places, new, strict=True):
+        parent._modules[name] = neuron
 
 
 @torch.no_grad()

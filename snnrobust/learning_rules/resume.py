@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from snnrobust.learning_rules.trainer import History
 from snnrobust.models.checkpoint import read_tensors, write_tensors
 
-__all__ = ["Weights", "load_state", "put_back", "save_state", "weights_of"]
+__all__ = ["Weights", "check_identity", "load_state", "put_back", "save_state", "weights_of"]
 
 Weights = Mapping[str, Tensor]
+_REMEDY = "give another checkpoint path, or remove the file to start again"
 
 
 def weights_of(model: nn.Module, learnt: nn.Module | None = None) -> dict[str, Tensor]:
@@ -73,15 +74,10 @@ def load_state(
         ValueError: the file is damaged, or is of another model or another training. Nothing is changed then.
     """
     tensors, content = read_tensors(path, "training state")
-    remedy = "give another checkpoint path, or remove the file to start again"
-    if content["identity"] != identity:
-        differing = {
-            k for k in identity.keys() | content["identity"].keys() if identity.get(k) != content["identity"].get(k)
-        }
-        raise ValueError(f"{path} is of another training ({', '.join(sorted(differing))} differ): {remedy}")
+    check_identity(path, content["identity"], identity)
     stored = {name: t for name, t in tensors.items() if name.startswith(("model.", "learnt."))}
     if {name: t.shape for name, t in stored.items()} != {n: t.shape for n, t in weights_of(model, learnt).items()}:
-        raise ValueError(f"{path} is of another model: {remedy}")
+        raise ValueError(f"{path} is of another model: {_REMEDY}")
     put_back(stored, model, learnt)
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**_named(tensors, "optimizer."), **content["numbers"]}.items():
@@ -89,6 +85,13 @@ def load_state(
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return History(content["records"]), _named(tensors, "best.") or None
+
+
+def check_identity(path: Path, found: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raise ValueError, naming what differs, if the file at ``path`` is of another training."""
+    if found != identity:
+        differing = {k for k in identity.keys() | found.keys() if identity.get(k) != found.get(k)}
+        raise ValueError(f"{path} is of another training ({', '.join(sorted(differing))} differ): {_REMEDY}")
 
 
 def _named(tensors: Weights, prefix: str) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -14,13 +15,24 @@ from torch import Tensor, nn
 from snnrobust import checks
 from snnrobust.data import Data
 from snnrobust.learning_rules.bptt import BPTT
-from snnrobust.learning_rules.conversion import Method, accuracy, check_settings, train_and_convert
+from snnrobust.learning_rules.conversion import (
+    Method,
+    accuracy,
+    check_settings,
+    converted_neurons,
+    resumes,
+    surrogates,
+    train_and_convert,
+)
 from snnrobust.learning_rules.conversion_scales import neurons
-from snnrobust.learning_rules.conversion_twin import check_model, twin
+from snnrobust.learning_rules.conversion_twin import check_model, put_neurons, twin
 from snnrobust.learning_rules.losses import answer, cross_entropy
+from snnrobust.learning_rules.preflight import structure
+from snnrobust.learning_rules.resume import check_identity
 from snnrobust.learning_rules.supervised import Lent, Supervised
 from snnrobust.learning_rules.trainer import RULES, History
 from snnrobust.models import SpikingClassifier
+from snnrobust.models.checkpoint import read_tensors, write_tensors
 from snnrobust.neurons.relative import relative
 from snnrobust.neurons.surrogate import SpikeTime, Surrogate
 
@@ -44,14 +56,18 @@ class STDB(Supervised):
 
     ``history`` is that of the spiking network; ``history.conversion`` the report of the conversion, with ``validation_accuracy``
     right after it, ``scaled_validation_accuracy`` with the thresholds that training begins with, and the twin's ``ann_records``.
-    With ``checkpoint`` a second file, its name with ``.ann`` appended, holds the training of the twin.
+    With ``checkpoint``, a file with ``.ann`` appended to its name holds the training of the twin, and ``.converted`` what
+    it was converted to: once that is there, the first phase is not run again. ``log`` has the twin's curves in its subfolder
+    ``ann``.
 
     Args:
         surrogate: For a threshold of 1; at that of each layer it is as wide in proportion
             (:func:`~snnrobust.neurons.relative.relative`). Any other gives the same hybrid with that.
         ann_epochs: 0 trains the model as it is: one that :func:`~snnrobust.learning_rules.convert` made, or a random one.
+            Nothing is converted then, and what is said of the conversion below, ``scaling`` too, has no effect.
         ann_lr: Learning rate of the twin; ``lr`` is that of the spiking network.
-        scaling: Of the thresholds after the conversion. Lower ones make more spikes in few time steps.
+        scaling: Of the thresholds after the conversion, by :func:`~snnrobust.learning_rules.scale_thresholds`. Lower ones make
+            more spikes in few time steps.
         method, percentile, initial, levels, batch_norm, samples: Of the conversion, as in
             :class:`~snnrobust.learning_rules.Conversion`. The paper starts at a potential of zero, and its networks have neither
             normalisation nor biases.
@@ -88,7 +104,10 @@ class STDB(Supervised):
         check_settings(self)
 
     def refuse(self, model: nn.Module, example: Tensor) -> None:
-        check_model(model, self.name, converted=self.ann_epochs == 0)
+        self._check(model, again=False)
+
+    def _check(self, model: nn.Module, again: bool) -> None:
+        check_model(model, self.name, converted=again or self.ann_epochs == 0)
         assert isinstance(model, SpikingClassifier)
         if self.ann_epochs > 0:
             twin(model, self.batch_norm, self.levels)
@@ -114,23 +133,47 @@ class STDB(Supervised):
         if self.ann_epochs == 0:
             return super().fit(model, train, validation, epochs=epochs, checkpoint=checkpoint, **settings)
         checks.count("epochs", epochs)
-        self.refuse(checks.module("model", model), torch.empty(0))
+        path = None if checkpoint is None else Path(checkpoint)
+        files = _files(path)
+        self._check(checks.module("model", model), again=resumes(model, *files.values()))
         assert isinstance(model, SpikingClassifier)
         ordinary = BPTT(**{f.name: getattr(self, f.name) for f in fields(Supervised)} | {"lr": self.ann_lr})
-        path = None if checkpoint is None else Path(checkpoint)
-        before = train_and_convert(
-            ordinary, model, train, validation, self, epochs=self.ann_epochs,
-            checkpoint=None if path is None else path.with_name(f"{path.name}.ann"), **settings,
-        )  # fmt: skip
-        scale_thresholds(model, self.scaling)
-        scaled = accuracy(model, validation, ordinary)
+        converted = files.get("converted")
+        identity = {} if converted is None else self._identity_before(model, train, validation, epochs)
+        if converted is not None and converted.exists():
+            report = self._put_back(converted, identity, model)
+        else:
+            phase = {**settings, "epochs": self.ann_epochs, "checkpoint": files.get("ann")}
+            before = train_and_convert(ordinary, model, train, validation, self, **phase)
+            thresholds = [neuron.threshold for _, neuron in neurons(model)]
+            scale_thresholds(model, self.scaling)
+            scaled = accuracy(model, validation, ordinary)
+            report = {**before.conversion, "scaled_validation_accuracy": scaled, "ann_records": before.records}
+            report = json.loads(json.dumps(report))  # as the file will give it back
+            if converted is not None and (fabric is None or fabric.is_global_zero):
+                content = {"identity": identity, "thresholds": thresholds, "report": report}
+                write_tensors(converted, "converted network", model.state_dict(), content)
         history = replace(self, ann_epochs=0).fit(model, train, validation, epochs=epochs, checkpoint=path, **settings)
-        history.conversion = {
-            **before.conversion,
-            "scaled_validation_accuracy": scaled,
-            "ann_records": before.records,
-        }
+        history.conversion = report
         return history
+
+    def _identity_before(
+        self, model: SpikingClassifier, train: Data, validation: Data | None, epochs: int
+    ) -> dict[str, Any]:
+        """The same whether ``model`` was converted already or not."""
+        found = self._identity(twin(model, self.batch_norm, self.levels), train, validation, epochs)
+        return {**found, "encoder": structure(model.encoder), "surrogates": [repr(s) for s in surrogates(model)]}
+
+    def _put_back(self, path: Path, identity: dict[str, Any], model: SpikingClassifier) -> dict[str, Any]:
+        """Make ``model`` what the first phase made of it; the report of that."""
+        tensors, content = read_tensors(path, "converted network")
+        check_identity(path, content["identity"], identity)
+        neuron = converted_neurons(model, self.initial)
+        put_neurons(model, [neuron(index, threshold) for index, threshold in enumerate(content["thresholds"])])
+        model.load_state_dict(tensors)
+        scale_thresholds(model, self.scaling)
+        report: dict[str, Any] = content["report"]
+        return report
 
     @contextmanager
     def lend(self, model: nn.Module, example: Tensor) -> Iterator[Lent]:
@@ -163,6 +206,13 @@ class STDB(Supervised):
         finally:
             for neuron, own in zip(found, before, strict=True):
                 neuron.surrogate = own
+
+
+def _files(checkpoint: Path | None) -> dict[str, Path]:
+    """Of the first phase."""
+    if checkpoint is None:
+        return {}
+    return {end: checkpoint.with_name(f"{checkpoint.name}.{end}") for end in ("ann", "converted")}
 
 
 def scale_thresholds(model: nn.Module, factor: float) -> None:

@@ -313,6 +313,10 @@ class _Run:
                 loss, right = self._step(batch, derive(rule.seed, "train", epoch, index), watched)
             if watched:
                 self.activity.judge(epoch, index, partial(total, self.fabric), self.fabric.is_global_zero)
+            if not (math.isfinite(loss) or batch.x.isfinite().all()):
+                raise ValueError(
+                    f"inputs of batch {index + 1} in epoch {epoch + 1} hold NaN or infinity: mend the data"
+                )
             self._demand_finite(loss, "loss", epoch)
             if rule.clip is not None:
                 self._demand_finite(float(nn.utils.clip_grad_norm_(self.parameters, rule.clip)), "gradient", epoch)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from snnrobust import experiments, models
 from snnrobust.draws import draws
@@ -262,6 +263,36 @@ judge_draws = 1
     thresholds = [[m.threshold for m in model.modules() if hasattr(m, "threshold")] for model in (original, blind)]
     assert thresholds[0] == thresholds[1]
     assert thresholds[0] != [1.0, 1.0]
+    report = json.loads((tmp_path / "run" / "models" / "my-snn.conversion.json").read_text())
+    assert [layer["threshold"] for layer in report["layers"]] == thresholds[0]
+    assert not (tmp_path / "run" / "models" / "my-snn.learnt.safetensors").exists()
     x = torch.rand(20, 1, 8, 8)
     with torch.no_grad(), draws(original, 5), draws(blind, 5):
         assert torch.equal(original(x), blind(x))
+
+
+def test_what_was_learnt_beside_the_model_is_kept(tmp_path: Path) -> None:
+    text = """
+name = "small"
+trainer = { type = "LE", readout = "learnt" }
+[data]
+train = 60
+[[models]]
+name = "my snn"
+architecture = "mlp"
+encoder = { type = "Direct", time_steps = 4 }
+training = { epochs = 1 }
+[[attacks]]
+name = "random"
+attack = { type = "RandomSign" }
+[evaluation]
+samples = 10
+eps = [0.1]
+selection_draws = 1
+judge_draws = 1
+"""
+    run(tmp_path / "run", text)
+    learnt = load_file(tmp_path / "run" / "models" / "my-snn.learnt.safetensors")
+    assert learnt
+    assert all(t.isfinite().all() for t in learnt.values())
+    assert not (tmp_path / "run" / "models" / "my-snn.conversion.json").exists()

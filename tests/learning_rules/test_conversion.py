@@ -12,7 +12,7 @@ from snnrobust import data, models
 from snnrobust.data import load, take
 from snnrobust.encoders import Direct, Latency, Poisson
 from snnrobust.layers import BNTT, QCFS, MeanMembrane, MeanOutput, Sequential, SpikeCount
-from snnrobust.learning_rules import RULES, Conversion, convert, quantised
+from snnrobust.learning_rules import BPTT, RULES, Conversion, convert, quantised
 from snnrobust.learning_rules.conversion_ann import folded
 from snnrobust.learning_rules.conversion_report import report_steps, suggest
 from snnrobust.learning_rules.conversion_scales import neurons
@@ -65,8 +65,6 @@ def test_it_is_the_conversion_of_its_twin():
     """Trained apart by the same rule, and converted by the function."""
     rule, model, other = Conversion(lr=1e-2), make(), make()
     rule.fit(model, TRAIN, epochs=1, progress=False)
-    from snnrobust.learning_rules import BPTT
-
     ann = twin(other, True, None)
     BPTT(lr=1e-2).fit(ann, TRAIN, epochs=1, progress=False)
     expected, _ = convert(ann, TRAIN, time_steps=8)
@@ -105,6 +103,39 @@ def test_two_trainings_are_alike_and_a_resumed_one_too(tmp_path):
         assert torch.equal(resumed(TEST[0]), whole(TEST[0]))
 
 
+@pytest.mark.parametrize("initial", [0.0, 0.5])
+def test_the_same_model_again(initial, tmp_path):
+    rule, model = Conversion(lr=1e-2, initial=initial), make()
+    settings = {"epochs": 2, "progress": False}
+    first = rule.fit(model, TRAIN, TEST, **settings, checkpoint=tmp_path / "c")
+    text = repr(model)
+    again = rule.fit(model, TRAIN, TEST, **settings, checkpoint=tmp_path / "c")
+    assert again == first
+    assert repr(model) == text
+    assert [n.surrogate.alpha * n.threshold for _, n in neurons(model)] == pytest.approx([2.0] * 4)
+    for path in (None, tmp_path / "d"):
+        with pytest.raises(ValueError, match=r"was converted already.*start from a new one"):
+            rule.fit(model, TRAIN, TEST, **settings, checkpoint=path)
+
+
+def test_records_say_whose_accuracy_it_is():
+    model, ann = make(), twin(make(), True, None)
+    history = Conversion(lr=1e-2).fit(model, TRAIN, TEST, epochs=2, progress=False)
+    of_ann = BPTT(lr=1e-2).fit(ann, TRAIN, TEST, epochs=2, progress=False)
+    assert [r["ann_accuracy"] for r in history.records] == [r["validation_accuracy"] for r in of_ann.records]
+    assert [r["validation_accuracy"] for r in history.records] == [None, pytest.approx(accuracy(model, *TEST))]
+    without = Conversion().fit(make(), TRAIN, epochs=1, progress=False)
+    assert (without.last["validation_accuracy"], without.last["ann_accuracy"]) == (None, None)
+
+
+def test_nan_in_a_later_batch_is_not_blamed_on_lr():
+    x = TRAIN[0].clone()
+    x[300, 0, 3, 3] = float("nan")
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, TRAIN[1]), batch_size=100)
+    with pytest.raises(ValueError, match="inputs of batch 4 in epoch 1 hold NaN or infinity"):
+        Conversion().fit(make(), loader, epochs=1, progress=False)
+
+
 def test_a_converted_model_goes_through_a_checkpoint_and_streams(tmp_path):
     model = make()
     Conversion(lr=1e-2).fit(model, TRAIN, epochs=1, progress=False)
@@ -127,7 +158,7 @@ def test_digits(levels, time_steps, drop):
     history = Conversion(levels=levels, lr=3e-3).fit(
         model, load("digits", "train"), load("digits", "test"), epochs=4, progress=False
     )
-    of_ann = history.last["validation_accuracy"]
+    of_ann = history.last["ann_accuracy"]
     assert of_ann > 0.93
     assert history.conversion["validation_accuracy"] > of_ann - drop
 
@@ -214,6 +245,12 @@ def test_what_is_suggested():
 )
 def test_a_suggestion_holds_for_more_steps_too(accuracies, expected):
     assert suggest((4, 8, 16), accuracies, 0.9) == expected
+
+
+def test_a_network_without_activations_has_a_table():
+    _, report = convert(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), TEST, time_steps=4)
+    assert report.layers == ()
+    assert "accuracy" in report.table()
 
 
 def test_the_table():
@@ -303,6 +340,12 @@ def _without_bias():
     return SpikingClassifier(Direct(4), Sequential(*layers), MeanOutput())
 
 
+def _frozen():
+    model = make()
+    model.network[0].weight.requires_grad_(False)
+    return model
+
+
 REFUSED = {
     "ordinary": (fixed, TypeError, "learning_rules.convert(ann, data, time_steps=...) makes one"),
     "encoder": (lambda: make(encoder=Latency(4)), TypeError, "use Direct or Poisson"),
@@ -315,6 +358,7 @@ REFUSED = {
     "max pooling": (lambda: make((Conv(4), Pool(kind="max"))), TypeError, "network.2 (MaxPool2d): the largest of spikes"),
     "dense": (lambda: make((Conv(4), models.DenseBlock(1, 2))), TypeError, "(Concat)"),
     "converted": (lambda: make(neuron=PrechargedIF()), ValueError, "was converted already"),
+    "frozen": (_frozen, ValueError, "network.0.weight is frozen: set requires_grad=True"),
     "shared": (_shared, ValueError, "stands in two places"),
     "no bias": (_without_bias, ValueError, "has no bias: build it with bias=True, or use batch_norm=False"),
     "ends in spikes": (
@@ -386,6 +430,6 @@ def test_mnist_within_half_a_point():
         torch.manual_seed(0)
         model = spiking(ARCHITECTURES["conv-small"], (1, 28, 28), 10, Direct(64), IF(), "none", MeanOutput())
     history = Conversion(batch_size=128, lr=2e-3).fit(model, take(train, 20_000), test, epochs=2, progress=False)
-    of_ann = history.last["validation_accuracy"]
+    of_ann = history.last["ann_accuracy"]
     assert of_ann > 0.975
     assert abs(of_ann - history.conversion["validation_accuracy"]) <= 0.005

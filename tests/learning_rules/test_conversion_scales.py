@@ -53,6 +53,17 @@ def test_qcfs_has_its_own():
     assert activation_scales(folded(ann), [torch.rand(9, 1, 2, 2).double()], 50.0) == pytest.approx([2.5])
 
 
+def test_qcfs_has_its_own_under_balancing_too():
+    ann = nn.Sequential(
+        nn.Flatten(), nn.Linear(4, 3), QCFS(4, 2.5), nn.Linear(3, 3), QCFS(4, 0.5), nn.Linear(3, 2)
+    ).double()
+    for layer in ann[1::2]:
+        nn.init.constant_(layer.weight, 0.3)
+    _, report = convert(ann, data(torch.rand(9, 1, 2, 2).double()), time_steps=4, method="balancing")
+    assert [layer.scale for layer in report.layers] == pytest.approx([2.5, 0.5])
+    assert [layer.threshold for layer in report.layers] == pytest.approx([2.5, 0.2])
+
+
 def test_a_dead_layer_is_no_scale():
     ann = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
     nn.init.constant_(ann[3].bias, -100.0)

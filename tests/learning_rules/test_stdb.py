@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 
 import pytest
 import torch
@@ -12,9 +13,8 @@ from snnrobust import data
 from snnrobust.data import load, take
 from snnrobust.encoders import Direct
 from snnrobust.layers import MeanOutput, Sequential
-from snnrobust.learning_rules import RULES, STDB, Conversion, convert
+from snnrobust.learning_rules import RULES, STDB, Conversion, convert, scale_thresholds
 from snnrobust.learning_rules.conversion_scales import neurons
-from snnrobust.learning_rules.stdb import scale_thresholds
 from snnrobust.models import ARCHITECTURES, Conv, Dense, Dropout, Pool, Residual, SpikingClassifier, spiking
 from snnrobust.neurons import IF, LIF, PrechargedIF
 from snnrobust.neurons.surrogate import ATan, SpikeTime, Triangle
@@ -161,7 +161,7 @@ class Limited(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
-@pytest.mark.parametrize(("epochs_before", "files"), [(1.5, {"c.ann"}), (3.5, {"c.ann", "c"})])
+@pytest.mark.parametrize(("epochs_before", "files"), [(1.5, {"c.ann"}), (3.5, {"c.ann", "c.converted", "c"})])
 def test_resuming_in_either_phase(epochs_before, files, schedule, tmp_path):
     rule = STDB(ann_epochs=2, lr=1e-3, batch_size=50, schedule=schedule, samples=100)
     settings = {"epochs": 2, "progress": False}
@@ -179,6 +179,71 @@ def test_resuming_in_either_phase(epochs_before, files, schedule, tmp_path):
     assert same(resumed, whole)
     assert again.conversion["accuracies"] == history.conversion["accuracies"]
     assert [r["loss"] for r in again.records] == [r["loss"] for r in history.records]
+
+
+@pytest.mark.parametrize("initial", [0.0, 0.5])
+@pytest.mark.parametrize(("epochs_before", "second"), [(2.8, False), (3.5, True)])
+def test_the_very_model_that_was_interrupted_goes_on(epochs_before, second, initial, tmp_path):
+    """Killed in the first or second epoch of phase two; then extended by an epoch."""
+    rule = STDB(ann_epochs=2, lr=1e-3, batch_size=50, samples=100, initial=initial)
+    settings = {"progress": False, "checkpoint": tmp_path / "c"}
+    whole, model = make(), make()
+    rule.fit(whole, Limited(10**9), TEST, epochs=2, progress=False)
+    with pytest.raises(Killed):
+        rule.fit(model, Limited(int(400 * epochs_before) + 110), TEST, epochs=2, **settings)
+    assert (tmp_path / "c").exists() == second
+    with pytest.raises(ValueError, match=r"was converted already.*start from a new one.*ann_epochs=0"):
+        rule.fit(model, Limited(10**9), TEST, epochs=2, progress=False)
+    (tmp_path / "c.ann").unlink()  # what it became is enough
+    first = rule.fit(model, Limited(10**9), TEST, epochs=2, **settings)
+    assert same(model, whole)
+    again = rule.fit(model, Limited(10**9), TEST, epochs=3, **settings)
+    assert again.records[:2] == first.records
+    assert len(again.records) == 3
+    assert again.conversion == first.conversion
+    for _, neuron in neurons(model):
+        assert neuron.surrogate.alpha == pytest.approx(2.0 / neuron.threshold)
+    before = (tmp_path / "c").read_bytes()
+    with pytest.raises(ValueError, match=r"c\.converted is of another training \(ann_epochs differ\)"):
+        STDB(ann_epochs=3, lr=1e-3, batch_size=50, samples=100, initial=initial).fit(
+            make(), Limited(10**9), TEST, epochs=3, **settings
+        )
+    assert (tmp_path / "c").read_bytes() == before
+
+
+def test_without_the_file_of_what_it_became_it_is_converted_once_more(tmp_path):
+    rule, model = STDB(ann_epochs=1, samples=100), make()
+    settings = {"epochs": 1, "progress": False, "checkpoint": tmp_path / "c"}
+    first = rule.fit(model, TRAIN, TEST, **settings)
+    (tmp_path / "c.converted").unlink()
+    assert rule.fit(model, TRAIN, TEST, **settings).conversion == first.conversion
+
+
+def test_one_neuron_in_several_places_goes_on(tmp_path):
+    def shared():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            a, b = IF(surrogate=ATan(3.0)), IF()
+            linear = [nn.Linear(64, 9), nn.Linear(9, 9), nn.Linear(9, 9), nn.Linear(9, 10)]
+            network = Sequential(nn.Flatten(), linear[0], a, linear[1], b, linear[2], a, linear[3])
+            return SpikingClassifier(Direct(4), network, MeanOutput())
+
+    rule, model, fresh = STDB(ann_epochs=2, ann_lr=1e-2, samples=100), shared(), shared()
+    settings = {"epochs": 1, "progress": False, "checkpoint": tmp_path / "c"}
+    rule.fit(model, TRAIN, **settings)
+    alphas = [n.surrogate.alpha * n.threshold for _, n in neurons(model)]
+    assert alphas == pytest.approx([3.0, 2.0, 3.0])
+    rule.fit(fresh, TRAIN, **settings)
+    assert same(fresh, model)
+
+
+def test_the_phases_have_logs_of_their_own(tmp_path):
+    pytest.importorskip("tensorboard")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        STDB(ann_epochs=1, samples=50).fit(make(), TRAIN, epochs=1, progress=False, log=tmp_path)
+    assert len([p for p in tmp_path.iterdir() if p.is_file()]) == 1
+    assert len(list((tmp_path / "ann").iterdir())) == 1
 
 
 def test_it_gains_over_plain_conversion_and_starts_above_a_random_start():
@@ -205,6 +270,12 @@ def test_residual_networks_and_any_surrogate(surrogate):
 
 REFUSED = {
     "converted": (lambda: make(neuron=PrechargedIF()), {}, "was converted already"),
+    "converted from zero": (
+        lambda: convert(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)), TRAIN, time_steps=4,
+                        initial=0.0)[0],
+        {}, "was converted already",
+    ),
+    "frozen": (lambda: make().requires_grad_(False), {}, "network.1.weight is frozen"),
     "leak": (lambda: make(neuron=LIF(0.9)), {}, "use IF(), which has no leak"),
     "leak later": (lambda: make(neuron=LIF(0.9)), {"ann_epochs": 0}, "use IF(), which has no leak"),
     "channels": (lambda: make((Dense(2),), neuron=IF([1.0, 2.0])), {"ann_epochs": 0}, "one per channel: give it a number"),
