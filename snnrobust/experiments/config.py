@@ -102,7 +102,9 @@ def _trained_by(model: dict[str, Any], rule: dict[str, Any], force: bool) -> dic
     if not force and "same_weights_as" in model:
         raise ValueError(f"models.{model.get('name')}: a model with same_weights_as is not trained, remove its trainer")
     if not force and needs and model.get("kind") == "ordinary":
-        raise ValueError(f"models.{model.get('name')}: {rule['type']} trains spiking networks only: set kind = 'spiking'")
+        raise ValueError(
+            f"models.{model.get('name')}: {rule['type']} trains spiking networks only: set kind = 'spiking'"
+        )
     model = {**model, **needs} if force else {**needs, **model}
     if "same_weights_as" in model:
         return model
