@@ -323,3 +323,9 @@ def test_what_it_needs_is_what_it_takes(digits):
         STDP().refuse(model, digits[0][0][:1])
     assert RULES["STDP"] is STDP
     assert isinstance(model, SpikingClassifier)
+
+
+def test_a_fabric_of_another_precision_is_refused():
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    with pytest.raises(ValueError, match="STDP computes in float32, and the fabric has 'bf16-mixed': use '32-true'"):
+        STDP().fit(model(), data.take(data.load("digits", "train"), 20), epochs=1, progress=False, fabric=fabric)
