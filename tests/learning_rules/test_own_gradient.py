@@ -124,5 +124,5 @@ def test_no_gradient_stays_after_training_or_an_error():
 def test_thresholds_by_channel_are_named():
     model = make()
     model.network._modules["2"] = IF([0.2] * 8)
-    with pytest.raises(ValueError, match="STDB trains layers of one threshold, and network.2 has one per channel"):
+    with pytest.raises(ValueError, match=r"STDB trains layers of one threshold, and network\.2 has one per channel"):
         STDB(ann_epochs=0).input_gradient(model, X, Y)

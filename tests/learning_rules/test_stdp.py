@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning_fabric import Fabric
 from torch import nn
 
 from snnrobust import data
@@ -325,7 +326,7 @@ def test_what_it_needs_is_what_it_takes(digits):
     assert isinstance(model, SpikingClassifier)
 
 
-def test_a_fabric_of_another_precision_is_refused():
+def test_a_fabric_of_another_precision_is_refused(digits):
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
     with pytest.raises(ValueError, match="STDP computes in float32, and the fabric has 'bf16-mixed': use '32-true'"):
-        STDP().fit(model(), data.take(data.load("digits", "train"), 20), epochs=1, progress=False, fabric=fabric)
+        fit(fresh(), digits, fabric=fabric)
