@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.draws import draws
+from snnrobust.draws import Stream, draws
 from snnrobust.learning_rules.bptt import BPTT
 from snnrobust.learning_rules.chain import SYNAPTIC
 from snnrobust.learning_rules.losses import LOSSES
@@ -61,7 +61,7 @@ def _gradients(
     rule: Supervised, model: nn.Module, x: Tensor, y: Tensor, key: int, learnt: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
     model = deepcopy(model).train()
-    rule.refuse(model, x[:1])
+    rule.refuse_gradient(model, x[:1])
     with torch.enable_grad(), rule.lend(model, x[:1]) as lent:
         lent.learnt.to(x.device)
         if learnt is not None:
@@ -69,7 +69,10 @@ def _gradients(
                 lent.learnt.load_state_dict(dict(learnt))
             except RuntimeError as error:
                 raise ValueError(f"learnt is not what {rule.name} learns beside this model: {error}") from error
-        with draws(model, key):
+        ids = torch.arange(len(x))
+        if lent.before is not None:
+            lent.before(Stream(key, ids), ids)
+        with draws(model, key, ids):
             lent.backward(x, y, 1.0)
     return {
         name: torch.zeros_like(m.weight) if m.weight.grad is None else m.weight.grad

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.layers import Chunked
+from snnrobust.learning_rules.gradients import InputFeedback, gradient_of
 from snnrobust.learning_rules.losses import LOSSES, answer
 from snnrobust.learning_rules.supervised import Lent, Supervised
 from snnrobust.learning_rules.trainer import RULES
@@ -87,12 +88,12 @@ class BPTT(Supervised):
         assert isinstance(model, SpikingClassifier)  # as refuse() demands
         return Chunked(model.network, self.truncate, truncated=True)
 
-    def input_gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """The gradient of each sample's loss by ``x``, shape of ``x``, through the surrogate that trains; not truncated."""
-        x = x.detach().requires_grad_()
+    def _input_gradient(
+        self, model: nn.Module, x: Tensor, y: Tensor, input_feedback: InputFeedback, learnt: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        """Through the surrogate that trains; not truncated."""
         with nullcontext() if self.surrogate is None else surrogates.override(model, self.surrogate):
-            loss = LOSSES[self.loss](answer(model, x), y) * len(x)
-            return torch.autograd.grad(loss, x)[0]
+            return gradient_of(LOSSES[self.loss](answer(model, x), y) * len(x), x)
 
 
 RULES[BPTT.name] = BPTT

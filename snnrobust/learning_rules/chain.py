@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from snnrobust.encoders import Encoder
-from snnrobust.layers import EventConv2d, EventLinear, Readout, Sequential
+from snnrobust.layers import BNTT, TEBN, Readout, Sequential
 from snnrobust.layers.flow import run
 from snnrobust.models import SpikingClassifier
 
-__all__ = ["SYNAPTIC", "Block", "Chain", "chain"]
+__all__ = ["SYNAPTIC", "Block", "Chain", "chain", "holds_matrix"]
 
 SYNAPTIC = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMALISATIONS = (BNTT, TEBN, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,11 @@ def chain(model: nn.Module, rule: str, through: tuple[type[nn.Module], ...] = ()
         )
     head: list[nn.Module] = []
     blocks: list[tuple[str, nn.Module, list[nn.Module], list[str]]] = []
-    for name, part in _flat(body, prefix):
+    for name, part in _flat(body, prefix, encoder is not None):
         if isinstance(part, SYNAPTIC):
             blocks.append((name, part, [], []))
             continue
-        inside = next(
-            (m for m in part.modules() if isinstance(m, (*SYNAPTIC, nn.RNNBase, EventConv2d, EventLinear))), None
-        )
-        if inside is not None and not isinstance(part, through):
+        if any(isinstance(m, SYNAPTIC) or holds_matrix(m) for m in part.modules()) and not isinstance(part, through):
             raise TypeError(
                 f"{rule} trains a chain of layers, and {name} ({type(part).__name__}) holds weights in branches, in time or of "
                 "its own kind: use an architecture without residual, dense and recurrent blocks, or train this one by BPTT"
@@ -105,9 +103,17 @@ def chain(model: nn.Module, rule: str, through: tuple[type[nn.Module], ...] = ()
     return Chain(encoder, tuple(head), made, readout)
 
 
-def _flat(container: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+def holds_matrix(module: nn.Module) -> bool:
+    """Whether it mixes features by weights of its own: those of normalisations and neurons do not."""
+    return not isinstance(module, _NORMALISATIONS) and any(
+        p.dim() > 1 for p in module._parameters.values() if p is not None
+    )
+
+
+def _flat(container: nn.Module, prefix: str, spiking: bool) -> Iterator[tuple[str, nn.Module]]:
+    """The layers in order; a Sequential over time within an ordinary network would take its batch for time."""
     for name, part in container._modules.items():
-        if isinstance(part, nn.Sequential):
-            yield from _flat(part, f"{prefix}{name}.")
+        if isinstance(part, nn.Sequential) or (spiking and type(part) is Sequential):
+            yield from _flat(part, f"{prefix}{name}.", spiking)
         elif part is not None:
             yield f"{prefix}{name}", part

@@ -278,6 +278,12 @@ class Conversion(Supervised):
         assert isinstance(model, SpikingClassifier)
         twin(model, self.batch_norm, self.levels)
 
+    def refuse_gradient(self, model: nn.Module, example: Tensor) -> None:
+        raise TypeError(
+            "Conversion trains an ordinary network and has no gradient for the spiking one: use BPTT() with either of them, or "
+            "STDB(ann_epochs=0)"
+        )
+
     def fit(
         self,
         model: nn.Module,

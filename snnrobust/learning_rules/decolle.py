@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.draws import derive, keyed, one_key
+from snnrobust.draws import derive, keyed
 from snnrobust.learning_rules.activity import Activity
+from snnrobust.learning_rules.gradients import InputFeedback, sum_of_gradients
 from snnrobust.learning_rules.online import Layer, Online, Output, online
 from snnrobust.learning_rules.supervised import Lent, Supervised
 from snnrobust.learning_rules.trainer import RULES
@@ -109,16 +110,15 @@ class DECOLLE(Supervised):
         drawn = (drawn * (self.amplitude / math.sqrt(count))).to(features)
         return drawn[:, :-1], drawn[:, -1]
 
-    def input_gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """The gradient by ``x`` of each sample's loss at the first layer, the only one that reaches it; shape of ``x``.
+    def _input_gradient(
+        self, model: nn.Module, x: Tensor, y: Tensor, input_feedback: InputFeedback, learnt: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        """Of the loss at the first layer, the only one that reaches it; each step by itself, as the rule learns."""
+        net = online(model, self.name)
+        layer, output, classes = Layer(net.units[0]), Output(net), _classes(net)
 
-        Each step by itself, as the rule learns. It is not the gradient of the model: for that use an attack's gradient source.
-        """
-        net, x = online(model, self.name), x.detach().requires_grad_()
-        layer, output, total = Layer(net.units[0]), Output(net), torch.zeros_like(x)
-        readout: tuple[Tensor, Tensor] | None = None
-        with one_key(model):
-            classes = _classes(net)
+        def losses() -> Iterator[Tensor]:
+            readout: tuple[Tensor, Tensor] | None = None
             for frame in net.frames(x):
                 s = layer.step(frame)
                 if len(net.units) == 1:
@@ -126,11 +126,10 @@ class DECOLLE(Supervised):
                 else:
                     readout = self._readout(net.units[0].name, s.flatten(1), classes) if readout is None else readout
                     loss = self._local(F.linear(s.flatten(1), *readout), y)
-                (found,) = torch.autograd.grad(
-                    loss * (len(x) / net.time_steps), x, retain_graph=True, allow_unused=True
-                )
-                total = total if found is None else total + found
-        return total
+                yield loss * (len(x) / net.time_steps)
+
+        checks.labels("y", y, len(x), classes)
+        return sum_of_gradients(losses(), x)
 
 
 def _classes(net: Online) -> int:

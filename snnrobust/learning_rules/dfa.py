@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,8 @@ from snnrobust import checks
 from snnrobust.draws import derive, one_key
 from snnrobust.learning_rules.chain import Chain, chain
 from snnrobust.learning_rules.feedback import initial_weights
-from snnrobust.learning_rules.local import (
-    InputFeedback,
-    block_ends,
-    check_input_feedback,
-    check_loss,
-    gradient_of,
-    input_layer,
-    logits_of,
-    pieces,
-)
+from snnrobust.learning_rules.gradients import InputFeedback, gradient_of
+from snnrobust.learning_rules.local import block_ends, check_loss, input_layer, logits_of, pieces
 from snnrobust.learning_rules.losses import LOSSES, Answer
 from snnrobust.learning_rules.supervised import Lent, Supervised
 from snnrobust.learning_rules.trainer import RULES
@@ -48,6 +40,7 @@ class DFA(Supervised):
     """
 
     name: ClassVar[str] = "DFA"
+    input_feedbacks: ClassVar[tuple[InputFeedback, ...]] = get_args(InputFeedback)
 
     loss: str = "cross_entropy"
 
@@ -88,28 +81,12 @@ class DFA(Supervised):
 
         yield Lent(backward)
 
-    def input_gradient(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        input_feedback: InputFeedback,
-        learnt: Mapping[str, Tensor] | None = None,
+    def _input_gradient(
+        self, model: nn.Module, x: Tensor, y: Tensor, input_feedback: InputFeedback, learnt: Mapping[str, Tensor] | None
     ) -> Tensor:
-        """The gradient by ``x``, shape of ``x``, of the error that trains the first block: of each sample, not of the mean.
-
-        Args:
-            model: In eval mode, under :func:`~snnrobust.draws.draws`; it stays as it is.
-            input_feedback: How the error passes the first layer, which training never asks: by ``"random"`` weights of its
-                shape, or by the ``"transpose"`` of its own.
-            learnt: None: nothing is learnt beside the model.
-        """
-        check_input_feedback(input_feedback, learnt, self.name)
-        self.refuse(model, x[:1])
+        """Of the error that trains the first block."""
         parts, matrices = chain(model, self.name), self.matrices(model, x[:1])
-        x = x.detach().requires_grad_()
-        with torch.enable_grad(), input_layer(parts, input_feedback, self.seed), one_key(model):
+        with input_layer(parts, input_feedback, self.seed):
             ends = list(pieces(parts, x))
             _, _, error = self._error(parts, ends[-1], y, len(x))
             return gradient_of(ends[0], x, _project(error, matrices.get(parts.blocks[0].name), ends[0]))

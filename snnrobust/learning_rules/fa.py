@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.layers import BNTT, TEBN
-from snnrobust.learning_rules.chain import SYNAPTIC
+from snnrobust.learning_rules.chain import SYNAPTIC, holds_matrix
 from snnrobust.learning_rules.feedback import carries_feedback, feedback_weights, first_synapses, through
-from snnrobust.learning_rules.local import InputFeedback, check_input_feedback, check_loss, gradient_of
+from snnrobust.learning_rules.gradients import InputFeedback, gradient_of
+from snnrobust.learning_rules.local import check_loss
 from snnrobust.learning_rules.losses import LOSSES, answer
 from snnrobust.learning_rules.supervised import Lent, Supervised
 from snnrobust.learning_rules.trainer import RULES
@@ -23,7 +22,6 @@ from snnrobust.learning_rules.trainer import RULES
 __all__ = ["FA"]
 
 Feedback = Literal["random", "sign", "transpose"]
-_NORMALISATIONS = (BNTT, TEBN, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +45,7 @@ class FA(Supervised):
     """
 
     name: ClassVar[str] = "FA"
+    input_feedbacks: ClassVar[tuple[InputFeedback, ...]] = get_args(InputFeedback)
 
     loss: str = "cross_entropy"
     feedback: Feedback = "random"
@@ -62,7 +61,7 @@ class FA(Supervised):
         for name, m in model.named_modules():
             if carries_feedback(m):
                 synapses += 1
-            elif isinstance(m, SYNAPTIC) or _holds_matrix(m):
+            elif isinstance(m, SYNAPTIC) or holds_matrix(m):
                 raise TypeError(
                     f"FA has feedback for nn.Linear and nn.Conv1d, 2d and 3d, and {name or 'the model'} ({type(m).__name__}) "
                     "holds weights of another kind: use a network without it, such as a recurrent spiking one (not LSTM), or "
@@ -88,29 +87,11 @@ class FA(Supervised):
         with self._through(model, example):
             yield Lent(backward)
 
-    def input_gradient(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        input_feedback: InputFeedback,
-        learnt: Mapping[str, Tensor] | None = None,
+    def _input_gradient(
+        self, model: nn.Module, x: Tensor, y: Tensor, input_feedback: InputFeedback, learnt: Mapping[str, Tensor] | None
     ) -> Tensor:
-        """The gradient of each sample's loss by ``x``, shape of ``x``, through the feedback weights.
-
-        Args:
-            model: In eval mode, under :func:`~snnrobust.draws.draws`; it stays as it is.
-            input_feedback: Training never uses feedback at the first layer, so it has to be chosen: ``"random"`` weights, drawn
-                as the others, or the ``"transpose"`` of its own.
-            learnt: None: nothing is learnt beside the model.
-        """
-        check_input_feedback(input_feedback, learnt, self.name)
-        self.refuse(model, x[:1])
-        x = x.detach().requires_grad_()
-        with torch.enable_grad(), self._through(model, x[:1], input_feedback):
-            loss = LOSSES[self.loss](answer(model, x), y) * len(x)
-            return gradient_of(loss, x)
+        with self._through(model, x[:1], input_feedback):
+            return gradient_of(LOSSES[self.loss](answer(model, x), y) * len(x), x)
 
     def _through(
         self, model: nn.Module, example: Tensor, at_input: InputFeedback | None = None
@@ -129,13 +110,6 @@ _BACK: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sign": lambda random, weight: random.abs() * weight.sign(),
     "transpose": lambda random, weight: weight,
 }
-
-
-def _holds_matrix(module: nn.Module) -> bool:
-    """Whether it mixes features by weights of its own: those of normalisations and neurons do not."""
-    return not isinstance(module, _NORMALISATIONS) and any(
-        p.dim() > 1 for p in module._parameters.values() if p is not None
-    )
 
 
 RULES[FA.name] = FA

@@ -8,22 +8,14 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.draws import derive, one_key
 from snnrobust.learning_rules.chain import Chain, chain
 from snnrobust.learning_rules.feedback import initial_weights
-from snnrobust.learning_rules.local import (
-    InputFeedback,
-    block_ends,
-    check_input_feedback,
-    gradient_of,
-    input_layer,
-    logits_of,
-    pieces,
-)
+from snnrobust.learning_rules.gradients import InputFeedback, gradient_of
+from snnrobust.learning_rules.local import block_ends, input_layer, logits_of, pieces
 from snnrobust.learning_rules.losses import Answer, cross_entropy
 from snnrobust.learning_rules.supervised import Lent, Supervised
 from snnrobust.learning_rules.trainer import RULES
@@ -51,6 +43,8 @@ class LE(Supervised):
     """
 
     name: ClassVar[str] = "LE"
+    input_feedbacks: ClassVar[tuple[InputFeedback, ...]] = get_args(InputFeedback)
+    input_feedback: ClassVar[InputFeedback | None] = "transpose"
 
     readout: Auxiliary = "random"
 
@@ -87,35 +81,20 @@ class LE(Supervised):
                         (loss * scale).backward()
             return loss.detach(), given.logits.detach()
 
-        yield Lent(backward, learnt=readouts if self.readout == "learnt" else nn.Module())
+        yield Lent(backward, learnt=readouts if self.learns_beside else nn.Module())
 
-    def input_gradient(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        input_feedback: InputFeedback = "transpose",
-        learnt: Mapping[str, Tensor] | None = None,
+    @property
+    def learns_beside(self) -> bool:
+        return self.readout == "learnt"
+
+    def _input_gradient(
+        self, model: nn.Module, x: Tensor, y: Tensor, input_feedback: InputFeedback, learnt: Mapping[str, Tensor] | None
     ) -> Tensor:
-        """The gradient of each sample's local loss of the first block by ``x``, shape of ``x``.
-
-        Args:
-            model: In eval mode, under :func:`~snnrobust.draws.draws`; it stays as it is.
-            input_feedback: ``"transpose"`` is the true gradient of the local loss; ``"random"`` has random weights in place of
-                the first layer's, as FA and DFA may.
-            learnt: ``history.learnt``, where the readouts are learnt.
-
-        Raises:
-            ValueError: readouts are learnt and not given, or given and not those of this model.
-        """
-        check_input_feedback(input_feedback, learnt, "" if self.readout == "learnt" else "LE with random readouts")
-        self.refuse(model, x[:1])
+        """Of the local loss of the first block."""
         parts, readouts = chain(model, self.name), self.readouts(model, x[:1]).requires_grad_(False)
-        if self.readout == "learnt":
+        if self.learns_beside:
             _load(readouts, learnt)
-        x = x.detach().requires_grad_()
-        with torch.enable_grad(), input_layer(parts, input_feedback, self.seed), one_key(model):
+        with input_layer(parts, input_feedback, self.seed):
             first = next(pieces(parts, x))
             return gradient_of(cross_entropy(_answer(parts, readouts, 0, first), y) * len(x), x)
 

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from snnrobust import checks
 from snnrobust.draws import draws, evaluating
 from snnrobust.learning_rules.chain import Chain
 from snnrobust.learning_rules.feedback import carries_feedback, feedback_weights, through
+from snnrobust.learning_rules.gradients import InputFeedback
 from snnrobust.learning_rules.losses import Answer
 from snnrobust.models import SpikingClassifier
 
-__all__ = [
-    "InputFeedback", "block_ends", "check_input_feedback", "check_loss", "gradient_of", "input_layer", "logits_of", "pieces",
-]  # fmt: skip
-
-InputFeedback = Literal["random", "transpose"]
-"""How an error reaches the input through the first layer: by fixed random weights, or by the layer's own."""
-
-
-def check_input_feedback(value: str, learnt: Mapping[str, Tensor] | None = None, name: str = "") -> None:
-    """``learnt`` is refused where the rule ``name`` learns nothing beside the model."""
-    checks.choice("input_feedback", value, get_args(InputFeedback))
-    if name and learnt:
-        raise ValueError(f"{name} learns nothing beside the model, but learnt has {', '.join(learnt)}: leave it out")
+__all__ = ["block_ends", "check_loss", "input_layer", "logits_of", "pieces"]
 
 
 def check_loss(loss: str, model: nn.Module) -> None:
@@ -78,15 +65,3 @@ def input_layer(parts: Chain, how: InputFeedback, seed: int) -> Iterator[None]:
         else through({first.synapse: lambda weight: feedback_weights(seed, first.name, weight)}, learning=False)
     ):
         yield
-
-
-def gradient_of(value: Tensor, x: Tensor, error: Tensor | None = None) -> Tensor:
-    """The gradient of ``value`` (of ``error * value``) by ``x``.
-
-    Raises:
-        ValueError: there is no path.
-    """
-    gradient = torch.autograd.grad(value, x, error, allow_unused=True)[0] if value.requires_grad else None
-    if gradient is None:
-        raise ValueError("the error does not reach x through any differentiable path: an encoder or a layer cuts it")
-    return gradient

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.draws import one_key
 from snnrobust.learning_rules.activity import Activity
+from snnrobust.learning_rules.gradients import InputFeedback, sum_of_gradients
 from snnrobust.learning_rules.online import Layer, Output, online
 from snnrobust.learning_rules.supervised import Lent, Supervised
 from snnrobust.learning_rules.trainer import RULES
@@ -79,22 +79,20 @@ class OTTT(Supervised):
             return loss
         return (1 - self.mse) * loss + self.mse * F.mse_loss(output, F.one_hot(y, output.shape[1]).to(output.dtype))
 
-    def input_gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        r"""The rule's own gradient of each sample's loss by ``x``, shape of ``x``: :math:`\sum_t \partial L_t / \partial x`.
+    def _input_gradient(
+        self, model: nn.Module, x: Tensor, y: Tensor, input_feedback: InputFeedback, learnt: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        r""":math:`\sum_t \partial L_t / \partial x`: each step is by itself, at the first layer too."""
+        net = online(model, self.name)
+        layers, output = [Layer(unit) for unit in net.units], Output(net)
 
-        Each step is by itself, at the first layer too. It is not the gradient of the model: for that use an attack's
-        gradient source.
-        """
-        net, x = online(model, self.name), x.detach().requires_grad_()
-        layers, output, total = [Layer(unit) for unit in net.units], Output(net), torch.zeros_like(x)
-        with one_key(model):
+        def losses() -> Iterator[Tensor]:
             for s in net.frames(x):
                 for layer in layers:
                     s = layer.step(s)
-                loss = self._loss(output.read(s), y) * (len(x) / net.time_steps)
-                (found,) = torch.autograd.grad(loss, x, retain_graph=True, allow_unused=True)
-                total = total if found is None else total + found
-        return total
+                yield self._loss(output.read(s), y) * (len(x) / net.time_steps)
+
+        return sum_of_gradients(losses(), x)
 
 
 RULES[OTTT.name] = OTTT

@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
@@ -26,6 +25,7 @@ from snnrobust.learning_rules.conversion import (
 )
 from snnrobust.learning_rules.conversion_scales import neurons
 from snnrobust.learning_rules.conversion_twin import check_model, put_neurons, twin
+from snnrobust.learning_rules.gradients import InputFeedback, gradient_of
 from snnrobust.learning_rules.losses import answer, cross_entropy
 from snnrobust.learning_rules.preflight import structure
 from snnrobust.learning_rules.resume import check_identity
@@ -117,6 +117,10 @@ class STDB(Supervised):
                     f"STDB trains layers of one threshold, and {name} has one per channel: give it a number"
                 )
 
+    def refuse_gradient(self, model: nn.Module, example: Tensor) -> None:
+        """The gradient is that of the spiking network, which may be converted already."""
+        replace(self, ann_epochs=0).refuse(model, example)
+
     def fit(
         self,
         model: nn.Module,
@@ -186,12 +190,12 @@ class STDB(Supervised):
         with self._surrogates(model):
             yield Lent(backward)
 
-    def input_gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """The gradient of each sample's loss by ``x``, shape of ``x``, through the surrogate that trains."""
-        x = x.detach().requires_grad_()
+    def _input_gradient(
+        self, model: nn.Module, x: Tensor, y: Tensor, input_feedback: InputFeedback, learnt: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        """Through the surrogate that trains."""
         with self._surrogates(model):
-            loss = cross_entropy(answer(model, x), y) * len(x)
-        return torch.autograd.grad(loss, x)[0]
+            return gradient_of(cross_entropy(answer(model, x), y) * len(x), x)
 
     @contextmanager
     def _surrogates(self, model: nn.Module) -> Iterator[None]:

@@ -147,6 +147,10 @@ class STDP:
         checks.count("epochs", epochs)
         if fabric is not None and fabric.world_size > 1:
             raise ValueError(f"STDP runs in one process, and the fabric has {fabric.world_size}: use devices=1")
+        if fabric is not None and fabric._precision.precision != "32-true":
+            raise ValueError(
+                f"STDP computes in float32, and the fabric has {fabric._precision.precision!r}: use '32-true'"
+            )
         example = preflight(model, train)
         if validation is not None:
             preflight(model, validation)

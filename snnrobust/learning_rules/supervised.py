@@ -20,6 +20,7 @@ from snnrobust.data import Batch, Data, batches, count_batches
 from snnrobust.draws import Stream, derive, device_of, draws
 from snnrobust.layers.synchronised import synchronised
 from snnrobust.learning_rules.activity import Activity
+from snnrobust.learning_rules.own_gradient import OwnGradient
 from snnrobust.learning_rules.parallel import Alone, broadcast, reduce_gradients, shard, total
 from snnrobust.learning_rules.preflight import digest, plain, preflight, streamed, structure
 from snnrobust.learning_rules.progress import Bar, Log, check_log
@@ -70,7 +71,7 @@ class Lent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Supervised:
+class Supervised(OwnGradient):
     """Base of trainers by minibatches: a subclass implements :meth:`lend`, and perhaps :meth:`refuse`.
 
     Args:
@@ -135,9 +136,6 @@ class Supervised:
             example: One input ``[1, *]``.
         """
         raise NotImplementedError
-
-    def refuse(self, model: nn.Module, example: Tensor) -> None:
-        """Raise TypeError or ValueError if the rule cannot train ``model``, and say what to change."""
 
     def fit(
         self,
@@ -206,6 +204,8 @@ class Supervised:
             for module, training in modes:
                 module.training = training
             raise
+        finally:
+            model.zero_grad(set_to_none=True)  # a rule's gradient is not the model's
         model.eval()
         return run.history
 

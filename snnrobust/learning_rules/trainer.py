@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.data import Data
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["RULES", "History", "Trainer", "TrainingWarning", "rule_name"]
 
@@ -72,4 +75,6 @@ class Trainer(Protocol):
         epochs: int,
         checkpoint: str | Path | None = None,
         progress: bool = True,
+        fabric: Fabric | None = None,
+        log: str | Path | None = None,
     ) -> History: ...

@@ -5,6 +5,8 @@ Case ``float64 *`` are steps in float64, ``float32 *`` one step in float32, whos
 
 import os
 import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -92,11 +94,25 @@ def in_float64(kind, rule, fabric=None):
     return model.state_dict(), history.records
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kept(BPTT):
+    """Keeps the gradients of the last step, which are gone after ``fit``."""
+
+    seen: dict = field(default_factory=dict)
+
+    @contextmanager
+    def lend(self, model, example):
+        with super().lend(model, example) as lent:
+            lent.after = lambda: self.seen.update({name: p.grad.clone() for name, p in model.named_parameters()})
+            yield lent
+
+
 def in_float32(kind, rule, fabric=None):
-    """The gradients of the first step, which ``fit`` leaves where they are."""
+    """The gradients of the first step."""
     model = make(kind, fabric)
-    history = RULES[rule].fit(model, samples(14), epochs=1, progress=False, fabric=fabric)
-    return {name: p.grad for name, p in model.named_parameters()}, history.records
+    kept = Kept(**{f.name: getattr(RULES[rule], f.name) for f in fields(BPTT)})
+    history = kept.fit(model, samples(14), epochs=1, progress=False, fabric=fabric)
+    return kept.seen, history.records
 
 
 class Broken(nn.Linear):

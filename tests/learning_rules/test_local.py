@@ -280,7 +280,7 @@ def test_bad_input(kind):
     with pytest.raises(ValueError, match=r"must lie in 0..2, got 5..7"):
         rule.input_gradient(model, x, y + 5, input_feedback="random", learnt=learnt)
     if kind in ("FA", "DFA"):
-        with pytest.raises(TypeError, match="input_feedback"):
+        with pytest.raises(ValueError, match="input_feedback has to be chosen: give 'random' or 'transpose'"):
             rule.input_gradient(model, x, y)
     blind = spiking((Dense(7), Dense(5)), SHAPE, 3, Latency(3), norm="none").double()
     blind.encoder._encode = lambda x, start, steps: torch.ones(steps, *x.shape, dtype=x.dtype)

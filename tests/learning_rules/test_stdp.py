@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning_fabric import Fabric
 from torch import nn
 
 from snnrobust import data
@@ -323,3 +324,9 @@ def test_what_it_needs_is_what_it_takes(digits):
         STDP().refuse(model, digits[0][0][:1])
     assert RULES["STDP"] is STDP
     assert isinstance(model, SpikingClassifier)
+
+
+def test_a_fabric_of_another_precision_is_refused(digits):
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    with pytest.raises(ValueError, match="STDP computes in float32, and the fabric has 'bf16-mixed': use '32-true'"):
+        fit(fresh(), digits, fabric=fabric)
