@@ -130,6 +130,7 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
             if start:
                 axes.axhline(100 * np.mean(start), color=colour, lw=1, ls=":")
         axes.set(xlabel="epoch of spike-based backpropagation (dotted: as converted)", ylabel="test accuracy in %")
+        axes.set_xticks(range(1, len(curve) + 1))
         axes.legend(fontsize=8)
         figures.save(made, path)
 
