@@ -4,7 +4,7 @@
     python examples/rules.py --rules BPTT FA DFA   # some of them
     python examples/rules.py --trainer dfa         # one of them
 
-The network is conv-small without normalisation behind Direct(8), or what a rule needs instead (the table says it). Accuracy is
+Rules have their defaults, but for the learning rate (SETTINGS). The network is conv-small without normalisation behind Direct(8), or what a rule needs instead (the table says it). Accuracy is
 on the 500 test images of the digits. The angle is that between the rule's gradient and BPTT's on 200 training images, at the
 weights that the rule has found so far, mean over the layers that are learnt: 0 is the same direction, 90 no relation.
 Memory is by how much the process grows in one training step on 512 images at T = 32, in a process of its own for each rule.
@@ -35,6 +35,9 @@ from snnrobust.learning_rules import RULES, Supervised, alignment, rule_name
 from snnrobust.models.checkpoint import write_bytes
 
 ALL = ("BPTT", "FA", "DFA", "LE", "OTTT", "DECOLLE", "EProp", "ElasticZO", "Conversion", "STDB", "STDP")
+SETTINGS = {
+    rule: {"lr": 5e-3} for rule in ("BPTT", "FA", "DFA", "LE", "ElasticZO")
+}  # as OTTT and DECOLLE have by default
 TWO_PHASES = ("Conversion", "STDB", "STDP")  # more than one gradient trains them, so there is no angle
 BASE: dict[str, Any] = {"architecture": "conv-small", "norm": "none"}
 SHAPE = (1, 8, 8)
@@ -51,7 +54,7 @@ def train(rule: str, seed: int, epochs: int, folder: Path) -> dict[str, Any]:
     if path.exists():
         return json.loads(path.read_bytes())
     print(f"training {path.stem}", flush=True)
-    model, trainer = network(rule, seed), RULES[rule](seed=seed)
+    model, trainer = network(rule, seed), RULES[rule](seed=seed, **SETTINGS.get(rule, {}))
     images, test = data.load("digits", "train"), data.load("digits", "test")
     probe, state = data.take(images, 200), path.with_suffix(".training")
     angles = [] if rule in TWO_PHASES else [angle(trainer, model, *probe)]
@@ -139,8 +142,8 @@ def plot(results: dict[str, list[dict[str, Any]]], peaks: dict[str, float], path
         (left, right), (below, last) = made.subplots(2, 2)
         for rule, found in results.items():
             style = {"color": colours[rule], "ls": dashes[rule], "lw": 1.4, "label": rule}
-            curve = 100 * np.mean([r["accuracy"] for r in found], 0)
-            left.plot(range(1, len(curve) + 1), curve, **style)
+            curve = 100 * np.mean([[np.nan if a is None else a for a in r["accuracy"]] for r in found], 0)
+            left.plot(range(1, len(curve) + 1), curve, **style, marker="o" if np.isnan(curve[0]) else None)
             angles = [[np.nan if a is None else a for a in r["angles"]] for r in found]
             if angles[0]:
                 right.plot(range(len(angles[0])), np.mean(angles, 0), **style)
