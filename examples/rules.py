@@ -4,10 +4,11 @@
     python examples/rules.py --rules BPTT FA DFA   # some of them
     python examples/rules.py --trainer dfa         # one of them
 
-Rules have their defaults, but for the learning rate (SETTINGS). The network is conv-small without normalisation behind Direct(8), or what a rule needs instead (the table says it). Accuracy is
-on the 500 test images of the digits. The angle is that between the rule's gradient and BPTT's on 200 training images, at the
-weights that the rule has found so far, mean over the layers that are learnt: 0 is the same direction, 90 no relation.
-Memory is by how much the process grows in one training step on 512 images at T = 32, in a process of its own for each rule.
+Rules have their defaults, but for the learning rate (SETTINGS). The network is conv-small without normalisation behind
+Direct(8), or what a rule needs instead (the table says it). Accuracy is on the 500 test images of the digits. The angle is that
+between the rule's gradient and BPTT's on 200 training images, at the weights that the rule has found so far, mean over the layers
+that are learnt: 0 is the same direction, 90 no relation. Memory is by how much the process grows in one training step on 512
+images at T = 32, in a process of its own for each rule.
 """
 
 from __future__ import annotations
