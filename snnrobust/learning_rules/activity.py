@@ -44,6 +44,9 @@ class Activity:
         self._batch = self._none()
         self._epoch = self._none()
         self._strikes = dict.fromkeys(self.layers, 0)
+        self._recent = dict.fromkeys(
+            self.layers, 0
+        )  # of this epoch alone: a resumed training has to watch the same steps
         self._warned: set[str] = set()
 
     def see(self, layer: nn.Module, output: Tensor) -> None:
@@ -112,7 +115,8 @@ class Activity:
     def _judge(self, name: str, rate: float, where: str, speak: bool) -> None:
         spiking = self._spikes(name)
         dead, saturated = rate == 0.0, spiking and rate > _SATURATED
-        self._strikes[name] = self._strikes[name] + 1 if dead or saturated else 0
+        for strikes in (self._strikes, self._recent):
+            strikes[name] = strikes[name] + 1 if dead or saturated else 0
         if self._strikes[name] < _PATIENCE or name in self._warned:
             return
         self._warned.add(name)
@@ -128,11 +132,16 @@ class Activity:
         if speak:
             warnings.warn(f"{name} ({type(self.layers[name]).__name__}) {text}", TrainingWarning, stacklevel=2)
 
+    @property
+    def suspects(self) -> bool:
+        """Whether a layer was dead or saturated when it was last watched in this epoch, and not yet often enough to be sure."""
+        return any(0 < strikes < _PATIENCE for strikes in self._recent.values())
+
     def rates(self) -> tuple[dict[str, float], float | None]:
         """Since the last call: the rate of each layer, and that of all spiking neurons together (None without any)."""
         seen = {name: counts for name, counts in self._epoch.items() if counts[1]}
         spiking = [counts for name, counts in seen.items() if self._spikes(name)]
-        self._epoch = self._none()
+        self._epoch, self._recent = self._none(), dict.fromkeys(self.layers, 0)
         mean = sum(fired for fired, _ in spiking) / sum(size for _, size in spiking) if spiking else None
         return {name: fired / size for name, (fired, size) in seen.items()}, mean
 

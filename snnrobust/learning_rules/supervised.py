@@ -36,10 +36,8 @@ __all__ = ["Lent", "Supervised"]
 Precision = Literal["float32", "bfloat16"]
 Optimizer = Literal["adam", "sgd"]
 Keep = Literal["last", "best"]
-_WATCH, _SOON = (
-    50,
-    10,
-)  # every so many steps neurons are watched, which costs about one step in a hundred; in the first 20 more
+_WATCH = 50  # every so many steps the neurons are watched, which costs about one step in a hundred
+_AGAIN = 5  # sooner, where one looks dead
 
 
 @dataclass
@@ -308,7 +306,7 @@ class _Run:
             lr = scheduled(rule.schedule, rule.lr, epoch, self.epochs, within)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            watched = index % (_SOON if epoch == 0 and index <= 2 * _SOON else _WATCH) == 0
+            watched = index % _WATCH == 0 or (self.activity.suspects and index % _AGAIN == 0)
             with self.activity.watching(self.lent.activity is None) if watched else nullcontext():
                 loss, right = self._step(batch, derive(rule.seed, "train", epoch, index), watched)
             if watched:

@@ -92,6 +92,20 @@ def test_a_warning_that_is_an_error_stops_the_training_in_its_third_step(digits)
     assert all("forward" not in vars(m) and not m._forward_hooks for m in model.modules())
 
 
+def test_a_layer_that_looks_dead_is_watched_again_soon_and_one_that_fires_is_not(digits):
+    x, y = (t.repeat(*(4,) + (1,) * (t.dim() - 1)) for t in digits)
+    with pytest.warns(TrainingWarning, match=r"epoch 1, step 11\)"):
+        BPTT(batch_size=4).fit(seeded(lambda: dense(LIF(0.5, 1e4))), (x, y), epochs=1, progress=False)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        judge = Activity.judge
+        patch.setattr(
+            Activity, "judge", lambda self, e, step, *rest: (seen.append(step), judge(self, e, step, *rest))[1]
+        )
+        BPTT(batch_size=4).fit(seeded(lambda: dense(LIF(0.5, 0.1))), (x, y), epochs=1, progress=False)
+    assert seen == list(range(0, -(-len(x) // 4), 50))
+
+
 def test_strikes_have_to_be_in_a_row():
     model = nn.Sequential(nn.ReLU())
     activity = Activity(model)
