@@ -1,0 +1,97 @@
+"""The scripts in examples/ behind docs/learning_rules.md run, on small stand-ins for the data."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from snnrobust.data import SHAPES
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def few(name: str, split: str) -> TensorDataset:
+    """Images of noise, in the shape of the data set."""
+    generator = torch.Generator().manual_seed(len(name) + len(split))
+    size = 200 if name == "digits" else 30
+    return TensorDataset(torch.rand(size, *SHAPES[name], generator=generator), torch.arange(size) % 10)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., ModuleType]:
+    def load(name: str, *arguments: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"{name}_script", EXAMPLES / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, f"{name}_script", module)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(module.data, "load", few)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--output", str(tmp_path), *arguments])
+        return module
+
+    return load
+
+
+def test_rules(run: Callable[..., ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = run("rules", "--rules", "dfa", "ottt", "conversion", "--epochs", "2", "--seeds", "1")
+    script.SETTINGS = {}
+    script.measured_memory = lambda rule: 2.0**20
+    script.main()
+    table = capsys.readouterr().out
+    assert [row.split(" | ")[0] for row in table.splitlines() if "conv-small" in row] == [
+        "| DFA",
+        "| OTTT",
+        "| Conversion",
+    ]
+    assert (tmp_path / "rules.png").is_file()
+    script.main()
+    assert "training" not in capsys.readouterr().out  # nothing is computed again
+
+
+def test_mnist_rules(run: Callable[..., ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = run("mnist_rules", "--seeds", "1")
+    wanted = ("FA", "LE", "STDB")
+    script.RUNS = [
+        script.Run(
+            r.rule,
+            {**r.network, "architecture": "mlp"},
+            2,
+            1,
+            {"ann_epochs": 1} if r.rule == "STDB" else {},
+            30,
+            r.variant,
+        )
+        for r in script.RUNS
+        if r.rule in wanted
+    ]
+    script.main()
+    table = capsys.readouterr().out
+    assert [row.split(" | ")[0] for row in table.splitlines() if " mlp " in row] == [
+        "| FA",
+        "| LE",
+        "| LE learnt",
+        "| STDB",
+    ]
+    assert (tmp_path / "table.md").read_text() in table
+
+
+def test_hybrid(run: Callable[..., ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = run("hybrid", "--only", "conversion", "--seeds", "1")
+    script.STEPS = (2, 4)
+    script.main()
+    assert capsys.readouterr().out.count("| converted, T =") == 2
+
+
+def test_cifar_bntt(run: Callable[..., ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = run("cifar_bntt", "--epochs", "1", "--seeds", "1")
+    script.NARROW = (script.Conv(4), script.Pool(4), script.Dense(8))
+    script.main()
+    table = capsys.readouterr().out
+    assert table.count("| BNTT | 0 |") == table.count("| none | 0 |") == 1
+    assert (tmp_path / "accuracy.png").is_file()
