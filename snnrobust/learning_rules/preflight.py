@@ -23,14 +23,18 @@ from snnrobust.models.description import describe
 __all__ = ["digest", "plain", "preflight", "streamed", "structure"]
 
 
-def preflight(model: nn.Module, data: Data) -> Tensor:
-    """Find bad data: all of it where it is in memory, else its first batch. Returns one input, ``[1, *]``."""
+def preflight(model: nn.Module, data: Data, what: str = "") -> Tensor:
+    """Find bad data: all of it where it is in memory, else its first batch. Returns one input, ``[1, *]``.
+
+    Args:
+        what: Which data that is, before the names in messages.
+    """
     tensors = data if isinstance(data, tuple) else data.tensors if isinstance(data, TensorDataset) else None
     if tensors is None:
         first = next(iter(batches(data, 2)))
         tensors = (first.x, first.y)
     x, y = tensors[0], tensors[1]
-    checks.pixels("inputs", x, bounds=(-math.inf, math.inf))
+    checks.pixels(f"{what}inputs", x, bounds=(-math.inf, math.inf))
     device = device_of(model)
     with torch.no_grad(), evaluating(model), draws(model, 0):
         try:
@@ -38,7 +42,7 @@ def preflight(model: nn.Module, data: Data) -> Tensor:
         except RuntimeError as error:
             given = f"shape {tuple(x.shape)} and {x.dtype}"
             raise ValueError(f"the model does not take inputs of {given}: {error}") from error
-    checks.labels("labels", y, len(x), logits.shape[1] if logits.dim() == 2 else None)
+    checks.labels(f"{what}labels", y, len(x), logits.shape[1] if logits.dim() == 2 else None)
     checks.logits(logits, y[:1])
     return x[:1].to(device)
 

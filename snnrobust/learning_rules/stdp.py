@@ -141,7 +141,7 @@ class STDP:
                 checkpoint of another training.
 
         Warns:
-            TrainingWarning: no neuron fires, or one fires always.
+            TrainingWarning: no neuron fires.
         """
         checks.module("model", model)
         checks.count("epochs", epochs)
@@ -153,7 +153,7 @@ class STDP:
             )
         example = preflight(model, train)
         if validation is not None:
-            preflight(model, validation)
+            preflight(model, validation, "validation ")
         self.refuse(model, example)
         path = None if checkpoint is None else Path(checkpoint)
         identity = {"rule": self.name, **plain(self), "model": structure(model), "data": digest(train)}
@@ -273,6 +273,7 @@ class _Training:
         for batch, pre in self._batches(data, 8 * self.rule.batch_size, "readout", epoch):
             spikes = run([parts.hidden, parts.neuron], pre)
             features.append(parts.readout(spikes))
+            checks.labels("labels", batch.y, len(batch.x), parts.last.out_features)
             labels.append(batch.y.to(spikes.device))
             fired, seen = fired + float(spikes.mean()) * len(batch.x), seen + len(batch.x)
         x, y, rate = torch.cat(features), torch.cat(labels), fired / seen

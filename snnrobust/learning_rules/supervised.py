@@ -173,7 +173,7 @@ class Supervised(OwnGradient):
         checks.count("epochs", epochs)
         example = preflight(model, train)
         if validation is not None:
-            preflight(model, validation)
+            preflight(model, validation, "validation ")
         elif self.patience is not None or self.keep == "best":
             raise ValueError("patience and keep='best' go by the validation accuracy: give validation data")
         check_log(log)

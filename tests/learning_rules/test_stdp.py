@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from snnrobust import data
 from snnrobust.draws import derive, draws
@@ -330,3 +331,11 @@ def test_a_fabric_of_another_precision_is_refused(digits):
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
     with pytest.raises(ValueError, match="STDP computes in float32, and the fabric has 'bf16-mixed': use '32-true'"):
         fit(fresh(), digits, fabric=fabric)
+
+
+def test_a_label_out_of_range_in_a_later_batch_is_named():
+    x, y = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 4
+    y[-1] = 11
+    model = spiking((Dense(6),), (1, 4, 4), 4, Poisson(4), norm="none")
+    with pytest.raises(ValueError, match="labels must lie in"):
+        STDP(batch_size=8).fit(model, DataLoader(TensorDataset(x, y), batch_size=8), epochs=1, progress=False)
