@@ -39,7 +39,7 @@ def synchronised(model: nn.Module, counted: bool = True) -> Iterator[None]:
         for module in model.modules():
             for name, call in (_calls(module, counted) if module.training else {}).items():
                 before.append((module, name, vars(module).get(name)))
-                vars(module)[name] = call
+                vars(module)[name] = _training(module, call, getattr(module, name))
         yield
     finally:
         for module, name, value in before:
@@ -47,6 +47,11 @@ def synchronised(model: nn.Module, counted: bool = True) -> Iterator[None]:
                 del vars(module)[name]
             else:
                 vars(module)[name] = value
+
+
+def _training(module: nn.Module, call: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
+    """``call`` while ``module`` trains, else its own: an attack in the midst of a training meets the model in eval mode."""
+    return lambda *arguments: call(*arguments) if module.training else own(*arguments)
 
 
 def _calls(module: nn.Module, counted: bool) -> dict[str, Callable[..., Any]]:

@@ -52,7 +52,7 @@ class Activity:
     def see(self, layer: nn.Module, output: Tensor) -> None:
         """Count one output of ``layer``; for rules that run the neurons themselves. Does nothing unless ``on``."""
         again = torch._C._current_graph_task_id() >= 0  # recomputed in the backward pass
-        if self.on and id(layer) in self._names and not again:
+        if self.on and layer.training and id(layer) in self._names and not again:  # in eval mode it is an attack's pass
             with torch.no_grad():
                 self._add(self._batch, self._names[id(layer)], int(torch.count_nonzero(output)), output.numel())
 

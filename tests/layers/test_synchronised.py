@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from snnrobust.layers import BNTT
+from snnrobust.layers import BNTT, TDBN, TEBN
 from snnrobust.layers.synchronised import synchronised
 
 SCRIPT = Path(__file__).with_name("synchronised_layers.py")
@@ -76,3 +76,25 @@ def test_without_processes_nothing_is_changed():
     before = [dict(vars(m)) for m in model.modules()]
     with synchronised(model):
         assert [dict(vars(m)) for m in model.modules()] == before
+
+
+@pytest.mark.parametrize("kind", ["BatchNorm", "BNTT", "TDBN", "TEBN"])
+def test_a_layer_in_eval_mode_inside_is_as_outside(kind, monkeypatch):
+    """As an attack in the midst of a training has it: running statistics are used and left alone, and nothing is summed."""
+    layer, x = {
+        "BatchNorm": (torch.nn.BatchNorm1d(3), torch.randn(8, 3)),
+        "BNTT": (BNTT(3, 4), torch.randn(4, 8, 3)),
+        "TDBN": (TDBN(3), torch.randn(8, 3)),
+        "TEBN": (TEBN(3, 4), torch.randn(4, 8, 3)),
+    }[kind]
+    layer.train()(x)
+    expected, before = layer.eval()(x), {name: t.clone() for name, t in layer.state_dict().items()}
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: pytest.fail("processes were asked"))
+    with synchronised(layer.train()):
+        assert torch.equal(layer.eval()(x), expected)
+        with pytest.raises(pytest.fail.Exception, match="processes were asked"):
+            layer.train()(x)
+    assert all(torch.equal(t, layer.state_dict()[name]) for name, t in before.items() if name != "num_batches_tracked")
+    assert "forward" not in vars(layer)

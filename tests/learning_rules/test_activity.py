@@ -106,6 +106,16 @@ def test_a_layer_that_looks_dead_is_watched_again_soon_and_one_that_fires_is_not
     assert seen == list(range(0, -(-len(x) // 4), 50))
 
 
+def test_passes_in_eval_mode_as_of_an_attack_are_not_counted():
+    model = nn.Sequential(nn.ReLU())
+    activity = Activity(model)
+    with activity.watching():
+        model.eval()(torch.ones(4))
+        model.train()(-torch.ones(4))
+    activity.judge(0, 0)
+    assert activity.rates() == ({"0": 0.0}, None)
+
+
 def test_strikes_have_to_be_in_a_row():
     model = nn.Sequential(nn.ReLU())
     activity = Activity(model)

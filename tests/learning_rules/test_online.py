@@ -558,7 +558,7 @@ def test_the_defaults_are_those_that_the_reference_assumes():
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_whole_fit_holds_one_time_step_at_once(rule, monkeypatch):
-    """The check before training and the validation too: no tensor of a training has a time axis."""
+    """The check before training and the validation too: the sequence is never encoded at once."""
     model = make(NETWORKS["linear 2"], Poisson(6), MeanOutput())
     monkeypatch.setattr(Poisson, "forward", lambda *_: pytest.fail("the whole sequence was encoded"))
     history = RULES[rule]().fit(model, (X, Y), (X, Y), epochs=1, progress=False)
