@@ -25,7 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from snnrobust import checks
 from snnrobust.attacks.attack import Attack, warn_if_blunt
-from snnrobust.attacks.gradient import Backprop, GradientSource, cross_entropy
+from snnrobust.attacks.goal import Goal
+from snnrobust.attacks.gradient import Backprop, GradientSource
+from snnrobust.attacks.losses import cross_entropy
 from snnrobust.attacks.threat import Linf
 from snnrobust.draws import Stream
 from snnrobust.encoders.encoder import Encoder, repeat
@@ -48,7 +50,7 @@ def shown() -> Iterator[dict[str, Any]]:
 
 
 def test_they_register_themselves(shown: dict[str, Any]) -> None:
-    assert "BIM" in ATTACKS
+    assert "SmallSteps" in ATTACKS
     assert "Noisy" in ENCODERS
     assert "DeadCells" in BACKENDS
     assert "LabelSmoothing" in RULES
@@ -57,7 +59,7 @@ def test_they_register_themselves(shown: dict[str, Any]) -> None:
 def test_the_attack_raises_the_loss_within_the_budget(shown: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model, x, y = nn.Sequential(nn.Linear(6, 3)), torch.rand(20, 6), torch.randint(0, 3, (20,))
-    x_adv = shown["BIM"](shown["Linf"](0.1))(model, x, y)
+    x_adv = shown["SmallSteps"](shown["Linf"](0.1))(model, x, y)
     with torch.no_grad():
         before, after = (float(nn.functional.cross_entropy(model(inputs), y)) for inputs in (x, x_adv))
     assert after > before + 0.05

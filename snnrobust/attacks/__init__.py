@@ -2,6 +2,7 @@
 
 from snnrobust.attacks.attack import ATTACKS, Attack, BluntGradientWarning
 from snnrobust.attacks.fgsm import FGSM
+from snnrobust.attacks.goal import Goal
 from snnrobust.attacks.gradient import (
     EOT,
     SOURCES,
@@ -11,8 +12,6 @@ from snnrobust.attacks.gradient import (
     Surrogate,
     again,
     begin,
-    cross_entropy,
-    margin,
 )
 from snnrobust.attacks.gradient_adaptive import ASSG, PDSG
 from snnrobust.attacks.gradient_bpda import BPDA
@@ -22,14 +21,50 @@ from snnrobust.attacks.gradient_transfer import FromModel
 from snnrobust.attacks.l0 import L0
 from snnrobust.attacks.l1 import L1
 from snnrobust.attacks.l2 import L2
+from snnrobust.attacks.losses import LOSSES, Loss, Targeted, cross_entropy, dlr, dlr_targeted, margin
 from snnrobust.attacks.pgd import PGD
 from snnrobust.attacks.random_noise import RandomNoise, RandomSign
 from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
 from snnrobust.attacks.transfer import Transfer
 
 __all__ = [
-    "ASSG", "ATTACKS", "BPDA", "BPTR", "EOT", "FGSM", "HART", "L0", "L1", "L2", "PDSG", "PGD", "RGA", "SOURCES", "SPSA",
-    "THREATS", "Attack", "Backprop", "BluntGradientWarning", "EvolutionStrategies", "FromModel", "GradientSource", "Linf",
-    "RandomNoise", "RandomSign", "StraightThrough", "Surrogate", "ThreatModel", "Transfer", "again", "begin", "cross_entropy",
+    "ASSG",
+    "ATTACKS",
+    "BPDA",
+    "BPTR",
+    "EOT",
+    "FGSM",
+    "HART",
+    "L0",
+    "L1",
+    "L2",
+    "LOSSES",
+    "PDSG",
+    "PGD",
+    "RGA",
+    "SOURCES",
+    "SPSA",
+    "THREATS",
+    "Attack",
+    "Backprop",
+    "BluntGradientWarning",
+    "EvolutionStrategies",
+    "FromModel",
+    "Goal",
+    "GradientSource",
+    "Linf",
+    "Loss",
+    "RandomNoise",
+    "RandomSign",
+    "StraightThrough",
+    "Surrogate",
+    "Targeted",
+    "ThreatModel",
+    "Transfer",
+    "again",
+    "begin",
+    "cross_entropy",
+    "dlr",
+    "dlr_targeted",
     "margin",
-]  # fmt: skip
+]

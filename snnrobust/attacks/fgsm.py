@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.attacks.attack import Attack, warn_if_blunt
-from snnrobust.attacks.gradient import Backprop, GradientSource, Loss, cross_entropy
+from snnrobust.attacks.goal import Goal
+from snnrobust.attacks.gradient import Backprop, GradientSource
+from snnrobust.attacks.losses import Loss, cross_entropy
 from snnrobust.attacks.threat import ThreatModel
 from snnrobust.draws import Stream
 
@@ -32,7 +34,7 @@ class FGSM(Attack):
         checks.function("gradient", self.gradient)
         checks.function("loss", self.loss)
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> Tensor:
-        gradient, _ = self.gradient(model, x, y, self.loss, stream.fork("step"))
+    def perturb(self, model: nn.Module, x: Tensor, goal: Goal, stream: Stream) -> Tensor:
+        gradient, _ = goal.gradient(self.gradient, model, x, self.loss, stream.fork("step"))
         warn_if_blunt(self, gradient)
         return self.threat.project(self.threat.step(x, gradient, self.threat.step_size(x)), x)

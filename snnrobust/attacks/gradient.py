@@ -13,35 +13,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from snnrobust import checks
+from snnrobust.attacks.losses import Loss
 from snnrobust.draws import Stream, draws
 from snnrobust.neurons import surrogate as surrogates
 
 __all__ = [
-    "EOT", "SOURCES", "Around", "Backprop", "GradientSource", "Loss", "StraightThrough", "Surrogate", "again", "begin",
-    "cross_entropy", "margin", "registered", "usable",
+    "EOT", "SOURCES", "Around", "Backprop", "GradientSource", "StraightThrough", "Surrogate", "again", "begin", "registered",
+    "usable",
 ]  # fmt: skip
 
 Precision = Literal["float32", "bfloat16"]
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""``(logits [B, K], y [B]) -> loss [B]``, which an attacker raises."""
-
-
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    r""":math:`-\log \operatorname{softmax}(z)_y`, per sample."""
-    return F.cross_entropy(logits, y, reduction="none")
-
-
-def margin(logits: Tensor, y: Tensor) -> Tensor:
-    r""":math:`\max_{j \ne y} z_j - z_y`, per sample: positive where the prediction is wrong (Carlini and Wagner 2017)."""
-    true = logits.gather(1, y[:, None])
-    others = logits.scatter(1, y[:, None], -torch.inf)
-    return others.amax(1) - true[:, 0]
 
 
 class GradientSource(Protocol):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.attacks.gradient import EOT, Around, Backprop, GradientSource, Loss, registered
+from snnrobust.attacks.gradient import EOT, Around, Backprop, GradientSource, registered
+from snnrobust.attacks.losses import Loss
 from snnrobust.draws import Stream
 from snnrobust.layers import Chunked
 from snnrobust.neurons import surrogate as surrogates

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from snnrobust import checks
-from snnrobust.attacks.gradient import Around, Backprop, GradientSource, Loss, registered
+from snnrobust.attacks.gradient import Around, Backprop, GradientSource, registered
+from snnrobust.attacks.losses import Loss
 from snnrobust.draws import Stream
 
 __all__ = ["BPDA", "identity"]

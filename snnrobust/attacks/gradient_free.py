@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.attacks.gradient import Loss, registered, usable
+from snnrobust.attacks.gradient import registered, usable
+from snnrobust.attacks.losses import Loss
 from snnrobust.draws import Stream, _words, draws, normal, uniform
 
 __all__ = ["SPSA", "EvolutionStrategies"]

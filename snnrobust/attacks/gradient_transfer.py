@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.attacks.gradient import Around, Backprop, GradientSource, Loss, registered
+from snnrobust.attacks.gradient import Around, Backprop, GradientSource, registered
+from snnrobust.attacks.losses import Loss
 from snnrobust.draws import Stream, draws, evaluating
 
 __all__ = ["FromModel"]

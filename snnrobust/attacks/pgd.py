@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.attacks.attack import Attack, warn_if_blunt
-from snnrobust.attacks.gradient import Backprop, GradientSource, Loss, begin, cross_entropy
-from snnrobust.attacks.selection import Measurement, better, measure
+from snnrobust.attacks.goal import Goal
+from snnrobust.attacks.gradient import Backprop, GradientSource, begin
+from snnrobust.attacks.losses import Loss, cross_entropy
+from snnrobust.attacks.selection import always_reached, worst_of
 from snnrobust.attacks.threat import ThreatModel
 from snnrobust.draws import Stream, is_stochastic
 
@@ -35,7 +37,7 @@ class PGD(Attack):
         random_start: Start uniformly in the ball instead of at ``x``.
         gradient: What is differentiated; ``EOT(n)`` for models with randomness.
         loss: What is raised.
-        early_stop: A sample that is misclassified, in all of ``selection_draws`` draws, stays where it is. This makes another
+        early_stop: A sample that has reached the goal, in all of ``selection_draws`` draws, stays where it is. This makes another
             attack: it keeps the first adversarial input, not the last.
         selection_draws: See above.
 
@@ -63,32 +65,26 @@ class PGD(Attack):
         if self.restarts > 1 and not self.random_start:
             raise ValueError("restarts > 1 need random_start=True: without it they are all the same")
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, goal: Goal, stream: Stream) -> Tensor:
         selects = self.restarts > 1 or self.early_stop
         draws = self.selection_draws if selects and is_stochastic(model, x[:8]) else 1
         if self.restarts == 1:
-            return self._climb(model, x, y, stream.fork("restart", 0), draws)
-        best, standing = x, None
-        for r in range(self.restarts):
-            candidate = self._climb(model, x, y, stream.fork("restart", r), draws)
-            measured = measure(model, candidate, y, stream.fork("selection"), draws)
-            wins = torch.ones_like(y, dtype=torch.bool) if standing is None else better(measured, standing)
-            best = torch.where(wins.view(-1, *[1] * (x.dim() - 1)), candidate, best)
-            standing = measured if standing is None else _merge(wins, measured, standing)
-        return best
+            return self._climb(model, x, goal, stream.fork("restart", 0), draws)
+        climbs = (self._climb(model, x, goal, stream.fork("restart", r), draws) for r in range(self.restarts))
+        return worst_of(model, climbs, goal, stream.fork("selection"), draws)
 
-    def _climb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream, draws: int) -> Tensor:
+    def _climb(self, model: nn.Module, x: Tensor, goal: Goal, stream: Stream, draws: int) -> Tensor:
         x_adv = self.threat.random_start(x, stream.fork("start")) if self.random_start else x.clone()
         active = torch.arange(len(x), device=x.device)
         source = begin(self.gradient)
         for i in range(self.steps):
-            at, labels, step_stream = x_adv[active], y[active], stream.select(active.cpu()).fork("step", i)
-            gradient, logits = source(model, at, labels, self.loss, step_stream)
+            at, aim, step_stream = x_adv[active], goal.select(active), stream.select(active.cpu()).fork("step", i)
+            gradient, logits = aim.gradient(source, model, at, self.loss, step_stream)
             if i == 0:
                 warn_if_blunt(self, gradient)
-            moving = torch.ones_like(labels, dtype=torch.bool)
+            moving = torch.ones(len(at), dtype=torch.bool, device=x.device)
             if self.early_stop:
-                moving = ~self._broken(model, at, labels, logits, step_stream.fork("stop"), draws)
+                moving = ~always_reached(model, at, aim, logits, step_stream.fork("stop"), draws)
             active = active[moving]
             if len(active) == 0:
                 break
@@ -96,15 +92,3 @@ class PGD(Attack):
             size = threat.step_size(start, self.steps) if self.step_size is None else self.step_size
             x_adv[active] = threat.project(threat.step(at[moving], gradient[moving], size), start)
         return x_adv
-
-    def _broken(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, stream: Stream, draws: int) -> Tensor:
-        broken = logits.argmax(1) != y
-        if draws > 1 and broken.any():
-            suspects = broken.nonzero()[:, 0]
-            measured = measure(model, x[suspects], y[suspects], stream.select(suspects.cpu()), draws)
-            broken[suspects] = measured.correct == 0
-        return broken
-
-
-def _merge(wins: Tensor, new: Measurement, old: Measurement) -> Measurement:
-    return Measurement(*(torch.where(wins, a, b) for a, b in zip(new, old, strict=True)))

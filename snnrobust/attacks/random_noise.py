@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from snnrobust.attacks.attack import Attack
+from snnrobust.attacks.goal import Goal
 from snnrobust.attacks.threat import Linf, ThreatModel
 from snnrobust.draws import Stream
 
@@ -21,9 +23,11 @@ class RandomNoise(Attack):
     attack that is not clearly stronger has learnt nothing about the model.
     """
 
+    targetable: ClassVar[bool] = False
+
     threat: ThreatModel
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, goal: Goal, stream: Stream) -> Tensor:
         return self.threat.boundary(x, stream.fork("corner"))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.attacks.attack import Attack
+from snnrobust.attacks.goal import Goal
 from snnrobust.attacks.threat import Eps, ThreatModel
 from snnrobust.draws import Stream, evaluating
 
@@ -32,9 +33,12 @@ class Transfer(Attack):
         checks.module("source", self.source)
         object.__setattr__(self, "threat", self.attack.threat)
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, goal: Goal, stream: Stream) -> Tensor:
         with evaluating(self.source):
-            return self.attack.perturb(self.source, x, y, stream.fork("transfer"))
+            return self.attack.perturb(self.source, x, goal, stream.fork("transfer"))
+
+    def _check_targets(self, targets: Tensor, y: Tensor) -> None:
+        self.attack._check_targets(targets, y)
 
     def at(self, eps: Eps) -> Self:
         return replace(self, attack=self.attack.at(eps))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snnrobust.attacks import Attack
+from snnrobust.attacks import Attack, Goal
 from snnrobust.attacks.selection import Measurement, measure
 from snnrobust.draws import Stream, derive, device_of, evaluating
 from snnrobust.evaluation.fingerprint import fingerprint, models_in
@@ -96,8 +96,8 @@ def _compute(
             with _counting([model, *models_in(attack)], cost):
                 x_adv = attack(model, at, true, seed=derive(seed, "craft", *labels), sample_ids=index)
         with evaluating(model):
-            selection = measure(model, x_adv, true, Stream(derive(seed, "select"), index), draws.selection)
-            judgement = measure(model, x_adv, true, Stream(derive(seed, "judge"), index), draws.judgement)
+            selection = measure(model, x_adv, Goal(true), Stream(derive(seed, "select"), index), draws.selection)
+            judgement = measure(model, x_adv, Goal(true), Stream(derive(seed, "judge"), index), draws.judgement)
         parts.append((x_adv.cpu(), _to_cpu(selection), _to_cpu(judgement)))
     x_adv = torch.cat([p[0] for p in parts])
     distance = torch.zeros(len(x), dtype=torch.float64) if attack is None else attack.threat.distance(x, x_adv)

@@ -19,6 +19,7 @@ from snnrobust.attacks import (
     Attack,
     Backprop,
     BluntGradientWarning,
+    Goal,
     GradientSource,
     Linf,
     RandomNoise,
@@ -131,7 +132,7 @@ def diagnose(
 
     def judge(inputs: Tensor) -> Measurement:
         with evaluating(model):
-            return measure(model, inputs, y, Stream(derive(seed, "judge"), ids), draws)
+            return measure(model, inputs, Goal(y), Stream(derive(seed, "judge"), ids), draws)
 
     with progress_bar("diagnosing", 7 if source is None else 8, progress) as advance, warnings.catch_warnings():
         warnings.simplefilter("ignore", BluntGradientWarning)  # that is what is being found out

@@ -13,6 +13,7 @@ from snnrobust.attacks import (
     ATTACKS,
     BPDA,
     EOT,
+    LOSSES,
     SOURCES,
     THREATS,
     Attack,
@@ -23,8 +24,6 @@ from snnrobust.attacks import (
     Surrogate,
     ThreatModel,
     Transfer,
-    cross_entropy,
-    margin,
 )
 from snnrobust.data import DATASETS, SHAPES
 from snnrobust.draws import derive, evaluating, keyed
@@ -52,7 +51,6 @@ from snnrobust.neurons import NEURONS
 from snnrobust.neurons.surrogate import SURROGATES
 
 __all__ = [
-    "LOSSES",
     "NAMES",
     "build_attack",
     "build_backend",
@@ -66,7 +64,6 @@ __all__ = [
 
 _REGISTERED = quantization, defenses  # their quantizers and trainers enter BACKENDS and RULES when they are imported
 _SEQUENCES = (Delta, Frames, LevelCrossing)  # no data set holds what they take
-LOSSES = {"cross_entropy": cross_entropy, "margin": margin}
 NAMES: dict[str, list[str]] = {
     "data": list(DATASETS),
     "model key": list(ModelSection.model_fields),

@@ -183,7 +183,7 @@ def test_budgets_are_selected_with_their_samples(kind):
     assert len({threat, kind((0.0, 1.0, 0.0, 1.0)), kind(1)}) == 2  # they can be keys
     attack = PGD(threat, steps=1)
     assert attack.at(torch.tensor([1.0, 0.0])).threat == kind((1.0, 0.0))
-    x = torch.rand(4, 3)
+    x = torch.full((4, 3), 0.45)
     with pytest.raises(ValueError, match=r"within eps=0 of x in .*, but it reaches"):
         threat.validate(x, torch.cat([x[:2], 1 - x[2:]]))
 
@@ -250,7 +250,7 @@ def test_what_an_attack_made_is_validated(victims):
     class TooFar(Attack):
         threat = L2(0.1)
 
-        def perturb(self, model, x, y, stream):
+        def perturb(self, model, x, goal, stream):
             return (x + 0.1).clamp(0, 1)
 
     with pytest.raises(ValueError, match=r"x_adv must stay within eps=0.1.* of x in L2"):

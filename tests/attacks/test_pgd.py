@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from snnrobust.attacks import EOT, FGSM, PGD, Backprop, Linf, cross_entropy, margin, pgd
+from snnrobust.attacks import EOT, FGSM, PGD, Backprop, Linf, cross_entropy, margin
+from snnrobust.attacks.goal import Goal
 from snnrobust.attacks.selection import better, measure
 from snnrobust.draws import Stochastic, Stream
 
@@ -121,7 +122,7 @@ def test_early_stop_of_a_random_model_asks_all_selection_draws(victims, monkeypa
                 undecided.add(sample)
         return measured
 
-    monkeypatch.setattr(pgd, "measure", spy)
+    monkeypatch.setattr("snnrobust.attacks.selection.measure", spy)
     attack = PGD(THREAT, steps=6, early_stop=True, selection_draws=7, gradient=Spy())
     x_adv = attack(model, x, y, seed=0)
     for step, ids in enumerate(active):
@@ -137,8 +138,8 @@ def test_more_restarts_are_never_worse_on_the_selection_draws(victims):
     stream = Stream(11, torch.arange(len(x)))
     measured = []
     for restarts in (1, 2, 3, 5):
-        x_adv = PGD(THREAT, steps=2, restarts=restarts, selection_draws=8).perturb(model, x, y, stream)
-        measured.append(measure(model, x_adv, y, stream.fork("selection"), 8))
+        x_adv = PGD(THREAT, steps=2, restarts=restarts, selection_draws=8).perturb(model, x, Goal(y), stream)
+        measured.append(measure(model, x_adv, Goal(y), stream.fork("selection"), 8))
     for fewer, more in pairwise(measured):
         assert not better(fewer, more).any()
         assert better(more, fewer).any()

@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 from torch import nn
 
+from snnrobust.attacks.goal import Goal
 from snnrobust.attacks.selection import Measurement, better, measure
 from snnrobust.draws import Stochastic, Stream
 
@@ -21,7 +22,7 @@ def test_a_deterministic_model_is_measured_exactly(victims):
     model, x, y = victims("ann")
     with torch.no_grad():
         z = model(x)
-    measured = measure(model, x, y, Stream(0, torch.arange(6)), 3)
+    measured = measure(model, x, Goal(y), Stream(0, torch.arange(6)), 3)
     right = z.argmax(1) == y
     assert 0 < right.sum() < 6
     assert measured.correct.tolist() == (3 * right).tolist()
@@ -36,7 +37,7 @@ def test_a_random_model_is_right_as_often_as_its_probability():
     n, draws, limit = 400, 32, stats.norm.isf(0.001 / 2 / 5)
     for p in (0.02, 0.3, 0.5, 0.9, 0.99):
         x = torch.full((n, 1), float(stats.norm.ppf(p)))
-        measured = measure(Coin(), x, torch.zeros(n, dtype=torch.int64), Stream(7, torch.arange(n)), draws)
+        measured = measure(Coin(), x, Goal(torch.zeros(n, dtype=torch.int64)), Stream(7, torch.arange(n)), draws)
         assert stats.binomtest(int(measured.correct.sum()), n * draws, p).pvalue > 0.001 / 5
         variance = draws * p * (1 - p)
         spread = ((measured.correct - draws * p) ** 2 / variance).mean()  # 1: samples and draws are independent
@@ -49,12 +50,12 @@ def test_the_draws_of_a_sample_do_not_depend_on_its_batch():
     x = torch.zeros(50, 1)
     y = torch.zeros(50, dtype=torch.int64)
     stream = Stream(3, torch.arange(50))
-    whole = measure(Coin(), x, y, stream, 8)
+    whole = measure(Coin(), x, Goal(y), stream, 8)
     some = torch.tensor([3, 40])
-    part = measure(Coin(), x[some], y[some], stream.select(some), 8)
+    part = measure(Coin(), x[some], Goal(y[some]), stream.select(some), 8)
     assert torch.equal(part.correct, whole.correct[some])
     assert torch.equal(part.margin, whole.margin[some])
-    assert not torch.equal(measure(Coin(), x, y, stream.fork("other"), 8).correct, whole.correct)
+    assert not torch.equal(measure(Coin(), x, Goal(y), stream.fork("other"), 8).correct, whole.correct)
 
 
 def test_nan_logits_are_an_error():
@@ -62,7 +63,7 @@ def test_nan_logits_are_an_error():
         measure(
             nn.Identity(),
             torch.full((2, 3), torch.nan),
-            torch.zeros(2, dtype=torch.int64),
+            Goal(torch.zeros(2, dtype=torch.int64)),
             Stream(0, torch.arange(2)),
             1,
         )
@@ -85,11 +86,11 @@ def test_choosing_among_attacks_that_do_nothing_does_not_lower_the_judged_accura
     stream, model = Stream(1, torch.arange(n)), Coin()
     exact = float(stats.norm.cdf(x[:, 0].numpy()).mean())
 
-    single = [measure(model, x, y, stream.fork("once", c), 1) for c in range(candidates)]
+    single = [measure(model, x, Goal(y), stream.fork("once", c), 1) for c in range(candidates)]
     union = float(torch.stack([m.correct for m in single]).amin(0).double().mean())
     assert union < exact - 0.05  # any single wrong pass counts: nothing was attacked, and robustness is lost
 
-    selected = [measure(model, x, y, stream.fork("select", c), 32) for c in range(candidates)]
+    selected = [measure(model, x, Goal(y), stream.fork("select", c), 32) for c in range(candidates)]
     assert (
         float(torch.stack([m.correct for m in selected]).amin(0).double().mean()) / 32 < exact - 0.01
     )  # the minimum, too
@@ -100,7 +101,7 @@ def test_choosing_among_attacks_that_do_nothing_does_not_lower_the_judged_accura
         chosen[wins] = c
         standing = Measurement(*(torch.where(wins, a, b) for a, b in zip(challenger, standing, strict=True)))
     assert len(chosen.unique()) == candidates
-    judged = torch.stack([measure(model, x, y, stream.fork("judge", c), 128).correct for c in range(candidates)])
+    judged = torch.stack([measure(model, x, Goal(y), stream.fork("judge", c), 128).correct for c in range(candidates)])
     accuracy = float(judged[chosen, torch.arange(n)].double().mean()) / 128
     p = stats.norm.cdf(x[:, 0].numpy())
     assert abs(accuracy - exact) < 4 * sqrt((p * (1 - p)).sum() / 128) / n

@@ -2,6 +2,7 @@ import torch
 from torch import nn
 
 from snnrobust.attacks import EOT, FGSM, PGD, Linf, Transfer
+from snnrobust.attacks.goal import Goal
 from snnrobust.draws import Stream
 
 THREAT = Linf("8/255")
@@ -43,10 +44,10 @@ def test_equals_the_inner_attack_on_the_source_with_its_stream(victims):
     source, *_ = victims("poisson", seed=3)
     stream = Stream(7, torch.arange(6) + 10)
     inner = PGD(THREAT, steps=2, step_size="2/255", restarts=2, gradient=EOT(2), selection_draws=3)
-    expected = inner.perturb(source, x, y, stream.fork("transfer"))
+    expected = inner.perturb(source, x, Goal(y), stream.fork("transfer"))
     source.train()  # attacked in eval mode all the same
     source.network[2].eval()
-    assert torch.equal(Transfer(inner, source).perturb(victim, x, y, stream), expected)
+    assert torch.equal(Transfer(inner, source).perturb(victim, x, Goal(y), stream), expected)
     assert source.training
     assert source.network[1].training
     assert not source.network[2].training

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from snnrobust import attacks, evaluation, hardware, models
 from snnrobust.attacks import FGSM, L1, L2, PGD, Linf, RandomNoise, RandomSign
 from snnrobust.attacks.attack import Attack
+from snnrobust.attacks.goal import Goal
 from snnrobust.attacks.selection import Measurement, measure
 from snnrobust.draws import Stochastic, Stream, keyed
 from snnrobust.encoders import Poisson
@@ -45,7 +46,7 @@ class PixelCoin(Coin):
 class Nothing(Attack):
     threat: Linf
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, goal: Goal, stream: Stream) -> Tensor:
         return x
 
 
