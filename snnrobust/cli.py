@@ -17,6 +17,7 @@ import typer
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from snnrobust.attacks import Attack
     from snnrobust.energy import Operations
     from snnrobust.experiments import Experiment
     from snnrobust.models import SpikingClassifier
@@ -139,30 +140,48 @@ def attack(
     data: Annotated[
         str, typer.Option(help="Data set: digits, mnist, fashion-mnist, cifar10 or cifar10-small.")
     ] = "digits",
-    attack: Annotated[str, typer.Option(help="FGSM, PGD or RandomNoise.")] = "PGD",
+    attack: Annotated[str, typer.Option(help="An attack, such as PGD; `snnrobust list` has all.")] = "PGD",
+    suite: Annotated[
+        str | None, typer.Option(help="In place of one attack: standard, the suite by which robustness is claimed.")
+    ] = None,
     norm: Annotated[str, typer.Option(help="Norm of the budgets: linf, l2, l1 or l0 (pixels).")] = "linf",
     eps: Annotated[list[str] | None, typer.Option(help='Budgets, such as 0.1 or "8/255"; may be repeated.')] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of PGD; by default 20.")] = None,
-    restarts: Annotated[int | None, typer.Option(help="Random starts of PGD; by default 1.")] = None,
-    eot: Annotated[int, typer.Option(help="Draws averaged in each gradient, for a model with randomness.")] = 4,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the attack; by default its own number, 20 for PGD.")
+    ] = None,
+    restarts: Annotated[int | None, typer.Option(help="Random starts; by default 1.")] = None,
+    eot: Annotated[
+        int | None, typer.Option(help="Draws averaged in each gradient, for a model with randomness; by default 4.")
+    ] = None,
     gradient: Annotated[str | None, typer.Option(help="Gradient source, such as ASSG; by default Backprop.")] = None,
-    source: Annotated[Path | None, typer.Option(help="Transfer: craft on the model of this checkpoint.")] = None,
+    source: Annotated[
+        list[Path] | None,
+        typer.Option(help="Transfer: craft on the model of this checkpoint; with --suite it may be repeated."),
+    ] = None,
+    controls: Annotated[
+        bool, typer.Option(help="After the suite, the equal-budget control and doubled effort: three times the work.")
+    ] = True,
     samples: Annotated[int, typer.Option(help="The first so many test samples.")] = 200,
     selection_draws: Annotated[int, typer.Option(help="Draws that select, for a model with randomness.")] = 32,
     judge_draws: Annotated[int, typer.Option(help="Draws that judge, for a model with randomness.")] = 128,
     seed: int = 0,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for a report.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for a report; an interrupted attack goes on from there."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Attack the model of a checkpoint and print its robust accuracy.
 
-    Example: snnrobust attack runs/demo/models/snn.safetensors --eps 0.1 --eps 8/255 --steps 40
+    Examples: snnrobust attack runs/demo/models/snn.safetensors --eps 0.1 --eps 8/255 --steps 40
+
+    snnrobust attack CHECKPOINT --suite standard --data mnist --eps 0.1 --samples 1000 -o runs/suite
     """
+    from snnrobust import checks, evaluation, models
     from snnrobust import data as datasets
-    from snnrobust import evaluation, models
-    from snnrobust.attacks import Linf
+    from snnrobust.attacks import Linf, standard
     from snnrobust.draws import is_stochastic
-    from snnrobust.experiments.build import build_attack, build_threat
+    from snnrobust.experiments.build import build_attack, build_threat, takes_gradient
     from snnrobust.experiments.component import Component
     from snnrobust.experiments.config import AttackSection
 
@@ -170,25 +189,44 @@ def attack(
         model = models.load(checkpoint)
         test = datasets.load(data, "test")
         _probe(model, test.tensors[0][:1], f"{checkpoint} does not fit --data {data}")
-        arguments = {k: v for k, v in (("steps", steps), ("restarts", restarts)) if v is not None}
-        named = {"source": models.load(source)} if source is not None else {}
-        section = AttackSection(
-            name=attack if source is None else f"transfer of {attack}",
-            attack=Component.model_validate({"type": attack, **arguments}),
-            eot=1 if attack in ("RandomNoise", "RandomSign") else eot,
-            gradient=None if gradient is None else Component(type=gradient),
-            source="source" if named else None,
-        )
-        differentiated = named.get("source", model)
+        others = {f"model {i}": models.load(path) for i, path in enumerate(source or [], 1)}
         threat = build_threat(Component(type=_norm(norm)))
         if not eps and not isinstance(threat, Linf):
             raise ValueError(f"--norm {norm} needs --eps: budgets of 8/255 are for linf")
-        crafted = build_attack(section, named, is_stochastic(differentiated, test.tensors[0][:16]), threat)
+        arguments = {k: v for k, v in (("steps", steps), ("restarts", restarts)) if v is not None}
+        crafted: Attack
+        if suite is not None:
+            checks.choice("--suite", suite, ["standard"])
+            for option, given in (
+                ("--steps", steps),
+                ("--restarts", restarts),
+                ("--eot", eot),
+                ("--gradient", gradient),
+            ):
+                if given is not None:
+                    raise ValueError(f"{option} says nothing to a suite, which is fixed beforehand: leave it out")
+            label, crafted = suite, standard(threat, transfer=tuple(others.values()))
+        else:
+            if len(others) > 1:
+                raise ValueError("one --source is enough for a transfer; --suite standard takes several")
+            label = f"transfer of {attack}" if others else attack
+            section = AttackSection(
+                name=label,
+                attack=Component.model_validate({"type": attack, **arguments}),
+                eot=(4 if eot is None else eot) if takes_gradient(attack) else 1,
+                gradient=None if gradient is None else Component(type=gradient),
+                source=next(iter(others), None),
+            )
+            differentiated = next(iter(others.values()), model)
+            crafted = build_attack(section, others, is_stochastic(differentiated, test.tensors[0][:16]), threat)
         report = evaluation.evaluate(
-            model, test, {section.name: crafted}, eps=eps or ["8/255"], n=samples, seed=seed,
-            selection_draws=selection_draws, judge_draws=judge_draws, name=checkpoint.stem, progress=not quiet,
+            model, test, {label: crafted}, eps=eps or ["8/255"], n=samples, seed=seed, selection_draws=selection_draws,
+            judge_draws=judge_draws, name=checkpoint.stem, controls=controls, progress=not quiet,
+            folder=None if output is None else output / "cells",
         )  # fmt: skip
     typer.echo(report.summary(_width()))
+    if suite is not None:
+        typer.echo(f"for a paper: {evaluation.paragraph(report)}\n")
     if output is not None:
         typer.echo(f"report: {report.save(output)}")
 

@@ -39,7 +39,8 @@ def measure(model: nn.Module, x: Tensor, goal: Goal, stream: Stream, n: int) -> 
         margins += goal.margin(logits.double())
         votes = torch.zeros(logits.shape, dtype=torch.int64, device=y.device) if votes is None else votes
         votes[torch.arange(len(y), device=y.device), predicted] += 1
-    assert votes is not None, "n must be at least 1"
+    if votes is None:  # n = 0: nothing is known
+        return Measurement(correct, margins, torch.zeros_like(y))
     return Measurement(correct, margins / n, votes.argmax(1))
 
 

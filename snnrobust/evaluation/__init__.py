@@ -2,6 +2,7 @@
 
 from snnrobust.evaluation.diagnose import Check, MaskingReport, diagnose
 from snnrobust.evaluation.evaluate import evaluate
+from snnrobust.evaluation.paragraph import paragraph
 from snnrobust.evaluation.report import RobustnessReport
 
-__all__ = ["Check", "MaskingReport", "RobustnessReport", "diagnose", "evaluate"]
+__all__ = ["Check", "MaskingReport", "RobustnessReport", "diagnose", "evaluate", "paragraph"]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ _KIND = "evaluation cell"
 
 @dataclass(frozen=True)
 class Draws:
-    """How many draws select and judge; both are 1 for a model without randomness."""
+    """How many draws select and judge; both are 1 for a model without randomness. Without judgement that is 0."""
 
     selection: int
     judgement: int
@@ -56,21 +57,27 @@ def run_cell(
     draws: Draws,
     batch_size: int,
     labels: tuple[object, ...],
+    ids: Tensor | None = None,
     folder: Path | None = None,
 ) -> Cell:
     """Craft with ``attack`` (None: the clean input), then measure on selection draws and on judgement draws of their own.
 
-    The three use independent streams. With ``folder`` the cell is read from there, or computed and written.
+    The three use independent streams. ``ids`` are the identities of the samples, default 0, 1, 2, ... With ``folder`` the cell
+    is read from there, or computed and written.
     """
+    compute = partial(
+        _compute, model, attack, x, y, torch.arange(len(x)) if ids is None else ids, seed, draws, batch_size
+    )
     if folder is None:
-        return _compute(model, attack, x, y, seed, draws, batch_size, labels)
-    path = folder / f"{fingerprint(model, attack, x, y, seed, draws, labels)}.safetensors"
+        return compute(labels)
+    named = labels if ids is None else (*labels, tuple(ids.tolist()))
+    path = folder / f"{fingerprint(model, attack, x, y, seed, draws, named)}.safetensors"
     if path.exists():
         cell = _read(path)
         if attack is not None:
             attack.threat.validate(x, cell.x_adv)  # validity is recomputed from what is stored
         return cell
-    cell = _compute(model, attack, x, y, seed, draws, batch_size, labels)
+    cell = compute(labels)
     _write(path, cell)
     return cell
 
@@ -80,6 +87,7 @@ def _compute(
     attack: Attack | None,
     x: Tensor,
     y: Tensor,
+    ids: Tensor,
     seed: int,
     draws: Draws,
     batch_size: int,
@@ -88,16 +96,15 @@ def _compute(
     began = time.perf_counter()
     cost = _Cost()
     parts = []
-    ids = torch.arange(len(x))
-    for index in ids.split(batch_size):
-        at, true = x[index].to(device_of(model)), y[index].to(device_of(model))
+    for index in torch.arange(len(x)).split(batch_size):
+        at, true, named = x[index].to(device_of(model)), y[index].to(device_of(model)), ids[index]
         x_adv = at
         if attack is not None:
             with _counting([model, *models_in(attack)], cost):
-                x_adv = attack(model, at, true, seed=derive(seed, "craft", *labels), sample_ids=index)
+                x_adv = attack(model, at, true, seed=derive(seed, "craft", *labels), sample_ids=named)
         with evaluating(model):
-            selection = measure(model, x_adv, Goal(true), Stream(derive(seed, "select"), index), draws.selection)
-            judgement = measure(model, x_adv, Goal(true), Stream(derive(seed, "judge"), index), draws.judgement)
+            selection = measure(model, x_adv, Goal(true), Stream(derive(seed, "select"), named), draws.selection)
+            judgement = measure(model, x_adv, Goal(true), Stream(derive(seed, "judge"), named), draws.judgement)
         parts.append((x_adv.cpu(), _to_cpu(selection), _to_cpu(judgement)))
     x_adv = torch.cat([p[0] for p in parts])
     distance = torch.zeros(len(x), dtype=torch.float64) if attack is None else attack.threat.distance(x, x_adv)

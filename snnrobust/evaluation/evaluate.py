@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.attacks import Attack, RandomNoise
+from snnrobust.attacks import Attack, RandomNoise, Standard
 from snnrobust.attacks.selection import Measurement, better
 from snnrobust.attacks.threat import common_eps
 from snnrobust.data import Data, take
 from snnrobust.draws import device_of, is_stochastic
 from snnrobust.evaluation.cell import Cell, Draws, run_cell
 from snnrobust.evaluation.progress import progress_bar
-from snnrobust.evaluation.report import CLEAN, IDEAL, NULL, WORST, RobustnessReport
+from snnrobust.evaluation.report import CLEAN, IDEAL, NO_ATTACKS, NULL, WORST, RobustnessReport
+from snnrobust.evaluation.suite import Job, run_suite
 
 __all__ = ["evaluate", "select"]
 
@@ -36,6 +37,7 @@ def evaluate(
     batch_size: int = 256,
     name: str = "model",
     examples: int = 8,
+    controls: bool = True,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> RobustnessReport:
@@ -58,6 +60,9 @@ def evaluate(
         batch_size: Changes no draw of snnrobust's modules; those of others (``nn.Dropout``) do depend on it.
         name: The model's name in the report.
         examples: Adversarial images kept for the report, of the worst case on the first chip.
+        controls: After a suite (``attacks.standard``), run its controls: ``equal-budget control``, the model's own gradient with
+            the same budget as restarts, and ``doubled effort``, the suite again on what is left with twice the steps, queries and
+            draws. They have lines of their own, outside the worst case; they triple the cost.
         folder: Finished cells are kept there, and read back if nothing that they depend on has changed.
         progress: Show a progress bar.
 
@@ -70,11 +75,13 @@ def evaluate(
     checks.module("model", model)
     if not isinstance(attacks, Mapping) or not attacks or any(not isinstance(a, Attack) for a in attacks.values()):
         raise TypeError(f"attacks must map names to attacks such as PGD(Linf('8/255')), got {attacks!r:.100}")
-    for reserved in (CLEAN, WORST, NULL):
+    for reserved in NO_ATTACKS:
         if reserved in attacks:
             raise ValueError(f"attacks must not be named {reserved!r}: the report uses that name")
     if eps is not None and isinstance(eps, int | float | str):
         raise TypeError(f"eps must be a sequence of budgets such as [{eps!r}], got {eps!r}")
+    if sum(isinstance(a, Standard) for a in attacks.values()) > 1 and controls:
+        raise ValueError("one suite at a time has controls: evaluate them one by one, or set controls=False")
     if chips is not None and not chips:
         raise ValueError("chips must name at least one chip, or be None for the model itself")
     checks.count("seed", seed, low=0)
@@ -83,17 +90,25 @@ def evaluate(
     checks.count("selection_draws", selection_draws)
     checks.count("judge_draws", judge_draws)
     plan = _plan(attacks, eps)
-    norm = next(iter(attacks.values())).threat.name
+    threat = next(iter(attacks.values())).threat
+    norm, bounds = threat.name, threat.bounds
     x, y = take(data, n)
     for group in plan.values():
         next(iter(group.values())).threat.check("inputs", x)
     targets = {IDEAL: None} if chips is None else dict(chips)
     report = RobustnessReport(
-        {"n": len(x), "seed": seed, "norm": norm, "selection_draws": selection_draws, "judge_draws": judge_draws}
+        {
+            "n": len(x),
+            "seed": seed,
+            "norm": norm,
+            "bounds": list(bounds),
+            "selection_draws": selection_draws,
+            "judge_draws": judge_draws,
+        }
     )
     store = None if folder is None else Path(folder)
     cells = len(targets) * (1 + 2 * sum(map(len, plan.values())))
-    with progress_bar(f"attacking {name}", cells, progress) as advance:
+    with progress_bar(f"attacking {name}", cells, progress) as bar:
         for chip, target in targets.items():
             victim = model if target is None else target
             draws = (
@@ -101,28 +116,43 @@ def evaluate(
                 if is_stochastic(victim, x[:16].to(device_of(victim)))
                 else Draws(1, 1)
             )
-            cell = partial(_cell, victim, x, y, seed, draws, batch_size, store, advance)
+            job = Job(victim, x, y, seed, draws, batch_size, store)
+            cell = partial(_cell, job, bar)
             clean = cell(None)
             report.add(name, chip, CLEAN, 0.0, y, draws, clean, clean, [])
             for budget, group in plan.items():
-                run = {label: cell(attack, label, budget) for label, attack in group.items()}
+                run, suites, tried = {}, [], 0
+                for label, attack in group.items():
+                    if isinstance(attack, Standard):
+                        found = run_suite(job, attack, clean, (label, budget), controls, bar.say)
+                        run[label] = found.cell
+                        suites.append(found)
+                        tried += sum(not r["skipped"] for r in found.records if r["suite"] == label)
+                        bar()
+                    else:
+                        run[label], tried = cell(attack, label, budget), tried + 1
+                bar.more(tried - len(run))
                 noise = RandomNoise(next(iter(group.values())).threat)
-                null = [cell(noise, NULL, i, budget) for i in range(len(run))]
+                null = [cell(noise, NULL, i, budget) for i in range(tried)]
                 for label, candidate in run.items():
                     report.add(name, chip, label, budget, y, draws, clean, select(clean, [candidate]), [candidate])
                 winner = select(clean, list(run.values()))
                 report.add(name, chip, WORST, budget, y, draws, clean, winner, list(run.values()))
                 report.add(name, chip, NULL, budget, y, draws, clean, select(clean, null), null)
+                for one in suites:
+                    report.stages += [{"model": name, "chip": chip, "eps": budget, **record} for record in one.records]
+                    for line, control in one.controls.items():
+                        report.add(name, chip, line, budget, y, draws, clean, control, [control])
                 if chip == next(iter(targets)) and examples:
                     report.add_examples(name, chip, budget, x, y, clean, winner, examples)
     return report
 
 
-def _cell(
-    model: nn.Module, x: Tensor, y: Tensor, seed: int, draws: Draws, batch_size: int, folder: Path | None,
-    advance: Callable[[], None], attack: Attack | None, *labels: object,
-) -> Cell:  # fmt: skip
-    done = run_cell(model, attack, x, y, seed=seed, draws=draws, batch_size=batch_size, labels=labels, folder=folder)
+def _cell(job: Job, advance: Callable[[], None], attack: Attack | None, *labels: object) -> Cell:
+    done = run_cell(
+        job.model, attack, job.x, job.y, seed=job.seed, draws=job.draws, batch_size=job.batch_size, labels=labels,
+        folder=job.folder,
+    )  # fmt: skip
     advance()
     return done
 

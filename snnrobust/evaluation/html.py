@@ -16,8 +16,9 @@ import numpy as np
 
 from snnrobust import figures
 from snnrobust.evaluation import plots
+from snnrobust.evaluation.paragraph import paragraph
 from snnrobust.evaluation.plots import Row, chips_of, distinct, eps_text
-from snnrobust.evaluation.report import CLEAN, NULL, WORST, RobustnessReport
+from snnrobust.evaluation.report import CLEAN, NO_ATTACKS, NULL, WORST, RobustnessReport
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -79,6 +80,8 @@ def _page(results: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, An
         "notes": results.get("notes") or [],
         "key": _key_numbers(main, models),
         "diagnoses": {m: _diagnosis(diagnoses[m]) for m in [*models, *diagnoses] if m in diagnoses and m not in false},
+        "suites": [_suite(list(group), i) for i, group in enumerate(_suites(report.get("stages") or []))],
+        "paragraph": paragraph(report) if report.get("settings") else "",
         "curves": [_curve_figure(rows, m, f"curve{i}") for i, m in enumerate(models)],
         "chips": [_chip_figure(rows, m, f"chip{i}") for i, m in enumerate(several)],
         "one_chip": [(m, chips_of(rows, m)[0]) for m in models if m not in several] if several else [],
@@ -103,7 +106,7 @@ def _summary(rows: Sequence[Row], settings: Mapping[str, Any], models: Sequence[
         return ["Nothing has been measured yet."]
     given: dict[str, list[str]] = {}  # models by what they were attacked with
     for model in models:
-        own = [r for r in rows if r["model"] == model and r["attack"] not in (CLEAN, WORST, NULL)]
+        own = [r for r in rows if r["model"] == model and r["attack"] not in NO_ATTACKS]
         norm = f" in {settings['norm']}" if "norm" in settings else ""
         eps = listed(map(eps_text, sorted({r["eps"] for r in own}))) + norm
         by = (
@@ -182,6 +185,26 @@ def _examples(examples: Sequence[Row], model: str) -> dict[str, Any] | None:
     first = max(groups, key=lambda g: g["turned"])
     shown = {**first, "cards": first["cards"][:OPEN_EXAMPLES]}
     return {"model": model, "chip": own[0]["chip"], "shown": shown, "others": [g for g in groups if g is not first]}
+
+
+def _suites(stages: Sequence[Row]) -> list[list[Row]]:
+    """The stages of each run of a suite together."""
+    keys = ("model", "chip", "eps", "suite")
+    return [list(group) for _, group in groupby(stages, key=lambda s: tuple(s[k] for k in keys))]
+
+
+def _suite(stages: Sequence[Row], number: int) -> dict[str, Any]:
+    first = stages[0]
+    ran = [s for s in stages if not s["skipped"]]
+    found = {
+        **{key: first.get(key) for key in ("model", "chip", "eps", "suite", "version")},
+        "stages": ran, "ran": len(ran), "skipped": [s for s in stages if s["skipped"]], "open": bool(first.get("version")),
+        "figure": None,
+    }  # fmt: skip
+    if ran and found["open"]:
+        said = "; ".join(f"{s['stage']}: {percent(s['accuracy'])}" for s in ran)
+        found["figure"] = inline(plots.suite_stages(ran), f"Accuracy after each stage. {said}.", f"suite{number}")
+    return found
 
 
 def _trap(trap: Row, rows: Sequence[Row], diagnoses: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from snnrobust.evaluation.report import CLEAN, NULL, WORST, RobustnessReport
+from snnrobust.evaluation.report import CLEAN, NO_ATTACKS, NULL, WORST, RobustnessReport
 from snnrobust.figures import GRID, INK, MARKERS, MUTED, PAPER, SERIES, TEXT, style
 from snnrobust.figures import figure as blank
 
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["accuracy_per_chip", "accuracy_vs_eps", "compare_worst_case", "example_strip", "training_curves"]
+__all__ = [
+    "accuracy_per_chip",
+    "accuracy_vs_eps",
+    "compare_worst_case",
+    "example_strip",
+    "suite_stages",
+    "training_curves",
+]
 
 Row = Mapping[str, Any]
 Report = RobustnessReport | Mapping[str, Any] | Sequence[Row]
@@ -47,7 +54,7 @@ def accuracy_vs_eps(report: Report, *, models: Sequence[str] | None = None, chip
     """
     rows = rows_of(report)
     chosen = _chosen(rows, models)
-    attacks = [a for a in distinct(rows, "attack") if a not in (CLEAN, WORST, NULL)]
+    attacks = [a for a in distinct(rows, "attack") if a not in NO_ATTACKS]
     with style():
         figure, panels = _panels(len(chosen))
         for axes, model in zip(panels, chosen, strict=True):
@@ -167,6 +174,32 @@ def example_strip(
             grid[2, column].set_xlabel(f"read as {example['prediction']}")
         for axes, text in zip(grid[:, 0], ("clean", f"change × {amplification(scale)}", "attacked"), strict=True):
             axes.set_ylabel(text)
+    return figure
+
+
+def suite_stages(stages: Sequence[Row]) -> Figure:
+    """Accuracy that is left after each stage of a suite, from top to bottom.
+
+    Args:
+        stages: Records of one run of a suite, those that were run.
+    """
+    names = [label(s["stage"], 40) for s in stages]
+    values = [100 * s["accuracy"] for s in stages]
+    with style():
+        figure = blank(1.6 * WIDTH, 0.8 + 0.22 * len(stages))
+        axes = figure.subplots()
+        places = range(len(stages), 0, -1)
+        axes.hlines(places, 0, values, color=GRID, lw=5)
+        axes.plot(values, places, "o", color=SERIES[0], ms=5)
+        for place, value, stage in zip(places, values, stages, strict=True):
+            broken = f"  -{stage['broken']:,}" if stage["broken"] else ""
+            axes.annotate(
+                f"{value:.1f}{broken}", (value, place), (6, 0), textcoords="offset points", va="center", color=MUTED, size=TEXT
+            )
+        axes.set_yticks(list(places), names)
+        axes.set_xlim(0, max(105.0, 1.15 * max(values)))
+        axes.set_xlabel("accuracy after the stage, %  (and images broken by it)")
+        axes.set_ylim(0.4, len(stages) + 0.6)
     return figure
 
 

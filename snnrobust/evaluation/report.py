@@ -20,9 +20,11 @@ from snnrobust.evaluation.cell import Cell, Draws
 from snnrobust.models.checkpoint import write_bytes
 from snnrobust.statistics import mean_interval
 
-__all__ = ["CLEAN", "IDEAL", "NULL", "WORST", "RobustnessReport", "resubmitted"]
+__all__ = ["CLEAN", "CONTROL", "DOUBLED", "IDEAL", "NO_ATTACKS", "NULL", "WORST", "RobustnessReport", "resubmitted"]
 
 CLEAN, WORST, NULL, IDEAL = "clean", "worst case", "null control", "ideal"
+CONTROL, DOUBLED = "equal-budget control", "doubled effort"
+NO_ATTACKS = (CLEAN, WORST, NULL, CONTROL, DOUBLED)  # lines of the report that are no attack of the user's
 RESUBMISSIONS = 10
 COLUMNS = (
     "model", "chip", "attack", "eps", "sample", "label", "clean_prediction", "prediction", "clean_correct", "correct",
@@ -43,12 +45,15 @@ class RobustnessReport:
         samples: A row for each of those and each sample, in the order of ``COLUMNS``. Predictions are the commonest over the
             judgement draws, ``*_correct`` shares of draws, ``distance`` that of the selected input.
         examples: Clean and adversarial images.
+        stages: A record for each stage of a suite: on how many samples it ran, how many it broke, what that cost at most and in
+            fact, the accuracy after it (on the selection draws), or why it was skipped.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     samples: list[tuple[Any, ...]] = field(default_factory=list)
     examples: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[dict[str, Any]] = field(default_factory=list)
 
     def add(
         self,
@@ -107,6 +112,7 @@ class RobustnessReport:
         self.rows += other.rows
         self.samples += other.samples
         self.examples += other.examples
+        self.stages += other.stages
 
     def accuracy(
         self, attack: str = WORST, eps: float | None = None, chip: str | None = None, model: str | None = None
@@ -138,7 +144,7 @@ class RobustnessReport:
         lines: dict[tuple[str, str, str], dict[float, str]] = {}
         first: dict[str, str] = {}
         for r in self.rows:
-            if r["attack"] in (CLEAN, WORST, NULL) or r["chip"] == first.setdefault(r["model"], r["chip"]):
+            if r["attack"] in NO_ATTACKS or r["chip"] == first.setdefault(r["model"], r["chip"]):
                 text = f"{100 * r['accuracy']:.1f} [{100 * r['low']:.0f}, {100 * r['high']:.0f}]"
                 lines.setdefault((r["model"], r["chip"], r["attack"]), {})[r["eps"]] = text
         before = ("", "")

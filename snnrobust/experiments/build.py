@@ -21,6 +21,7 @@ from snnrobust.attacks import (
     FromModel,
     GradientSource,
     Linf,
+    Standard,
     Surrogate,
     ThreatModel,
     Transfer,
@@ -60,6 +61,7 @@ __all__ = [
     "changes",
     "finished",
     "rehearse",
+    "takes_gradient",
 ]
 
 _REGISTERED = quantization, defenses  # their quantizers and trainers enter BACKENDS and RULES when they are imported
@@ -187,8 +189,15 @@ def build_attack(
             )
         if "loss" in accepted and "loss" in arguments:
             given["loss"] = LOSSES[checks.choice(f"{where}.loss", str(arguments.pop("loss")), LOSSES)]
+    if kind is Standard and section.source is not None:
+        given["transfer"] = (models[section.source],)
     attack: Attack = make(Component.model_validate({"type": component.type, **arguments}), _CRAFTED, where, **given)
-    return attack if section.source is None else Transfer(attack, models[section.source])
+    return attack if section.source is None or kind is Standard else Transfer(attack, models[section.source])
+
+
+def takes_gradient(name: str) -> bool:
+    """Whether the attack of that name differentiates what it attacks."""
+    return "gradient" in {f.name for f in fields(_CRAFTED[name])} if name in _CRAFTED else True  # type: ignore[arg-type]
 
 
 def _gradient(component: Component, where: str) -> GradientSource:

@@ -21,7 +21,7 @@ from pydantic import (
 from snnrobust import checks
 from snnrobust.attacks import SOURCES
 from snnrobust.data import DATASETS
-from snnrobust.evaluation.report import CLEAN, IDEAL, NULL, WORST
+from snnrobust.evaluation.report import IDEAL, NO_ATTACKS
 from snnrobust.experiments.component import Component
 from snnrobust.learning_rules import RULES, rule_name
 from snnrobust.models import ARCHITECTURES, NORMS, remembers
@@ -198,6 +198,7 @@ class Evaluation(_Section):
     selection_draws: Count = 32
     judge_draws: Count = 128
     examples: Annotated[int, Field(ge=0)] = 8
+    controls: bool = True  # of suites: equal budget and doubled effort, at three times the cost
 
 
 class Diagnosis(_Section):
@@ -244,11 +245,18 @@ class Experiment(_Section):
         return {**value, "models": models}
 
     def attacks_on(self, victim: ModelSection) -> list[AttackSection]:
-        """The attacks that apply: not limited to others, not a transfer from itself, nothing for neurons without them."""
+        """The attacks that apply: not limited to others, not a transfer from itself, nothing for neurons without them.
+
+        A suite takes transfers in beside its other stages: on their source it is run without them.
+        """
         own = (victim.name, victim.same_weights_as)
         kinds = {m.name: m.kind for m in self.models}
+        attacks = [
+            a.model_copy(update={"source": None}) if a.attack.type == "Standard" and a.source in own else a
+            for a in self.attacks
+        ]
         return [
-            a for a in self.attacks
+            a for a in attacks
             if (a.models is None or victim.name in a.models)
             and (a.source is None or a.source not in own)
             and (not a.spiking or kinds.get(a.source or victim.name) == "spiking")
@@ -268,7 +276,7 @@ class Experiment(_Section):
         files = [file_name(name) for name in models]
         if len(set(files)) < len(files):
             raise ValueError(f"models: two names give the same file name: {', '.join(models)}")
-        reserved = {"chips": [IDEAL], "attacks": [CLEAN, WORST, NULL]}
+        reserved = {"chips": [IDEAL], "attacks": [*NO_ATTACKS]}
         for what, found in (("chips", [c.name for c in self.chips]), ("attacks", [a.name for a in self.attacks])):
             for taken in reserved[what]:
                 if taken in found:

@@ -262,6 +262,7 @@ def _evaluate(
                         model, test, _attacks(experiment, models, section, victim), eps=eps, chips={chip_name: chip_model},
                         n=settings.samples, seed=derive(experiment.seed, "evaluation") >> 1,
                         selection_draws=settings.selection_draws, judge_draws=settings.judge_draws, name=section.name,
+                        controls=settings.controls,
                         examples=settings.examples if chip_model is None and section.trap is None else 0,
                         folder=cells, progress=progress,
                     )  # fmt: skip

@@ -1,0 +1,155 @@
+import pytest
+import torch
+from torch import nn
+
+from snnrobust import attacks
+from snnrobust.attacks import APGD, EOT, L0, PGD, Goal, Linf, Standard, Transfer
+from snnrobust.attacks import standard as suites
+from snnrobust.draws import Stream, evaluating
+from snnrobust.encoders import Direct, Poisson
+from snnrobust.models import Conv, spiking
+from snnrobust.neurons import LIF
+from snnrobust.neurons.surrogate import ATan
+
+THREAT = Linf(0.1)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    module = __import__("snnrobust.attacks.standard", fromlist=["STEPS"])
+    monkeypatch.setattr(module, "STEPS", 4)
+    monkeypatch.setattr(module, "QUERIES", 40)
+    monkeypatch.setattr(module, "TARGETS", 2)
+
+
+def _snn(encoder, alpha=2.0):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = spiking((Conv(4),), (1, 4, 4), 3, encoder, LIF(surrogate=ATan(alpha)))
+        model.train()(torch.rand(6, 1, 4, 4))
+        return model.eval(), torch.rand(12, 1, 4, 4), torch.arange(12) % 3
+
+
+def _named(stages):
+    return {s.name: s for s in stages}
+
+
+def test_the_stages_of_a_spiking_network():
+    model, x, _ = _snn(Direct(4))
+    found = _named(Standard(THREAT).stages(model, x))
+    for source in ("own", "ASSG", "ATan(10)", "Triangle(1)", "PDSG", "BPTR"):
+        for optimiser in ("APGD", "SA-PGD"):
+            assert found[f"{optimiser}, {source}"].attack is not None
+    assert found["APGD, ATan(2)"].skipped == "it is the same as own"
+    assert found["transfer"].skipped == "no other model was given"
+    assert list(found)[-1] == "Square"
+    other, _, _ = _snn(Direct(4), alpha=3.0)
+    assert _named(Standard(THREAT).stages(other, x))["APGD, ATan(2)"].attack is not None
+
+
+def test_what_an_ordinary_network_does_not_have_is_named(victims):
+    model, x, _ = victims("ann")
+    found = _named(Standard(THREAT).stages(model, x))
+    ran = [name for name, stage in found.items() if stage.attack is not None]
+    assert ran == ["APGD, own", "SA-PGD, own", "APGD, DLR", "APGD-T, own", "Square"]
+    assert "surrogate" in found["APGD, ATan(10)"].skipped
+    assert "L0" in _named(Standard(L0(3)).stages(model, x))["Square"].skipped
+
+
+def test_randomness_is_attacked_through_the_expectation():
+    model, x, _ = _snn(Poisson(4))
+    for stage in Standard(THREAT).stages(model, x):
+        gradient = getattr(stage.attack, "gradient", None)
+        assert gradient is None or isinstance(gradient, EOT)
+    square = _named(Standard(THREAT).stages(model, x))["Square"].attack
+    assert square.draws == suites.QUERY_DRAWS if hasattr(suites, "QUERY_DRAWS") else square.draws > 1
+
+
+def test_an_encoder_without_gradient_is_passed():
+    model, x, y = _snn(Poisson(4, gradient="none"))
+    own = _named(Standard(THREAT).stages(model, x))["APGD, own"].attack
+    with evaluating(model):
+        gradient, _ = Goal(y).gradient(own.gradient, model, x, attacks.cross_entropy, Stream(0, torch.arange(12)))
+    assert gradient.flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("kind", ["direct", "poisson", "ann"])
+def test_no_stage_costs_more_than_it_declares(kind, victims):
+    model, x, y = victims(kind)
+    suite = Standard(THREAT, transfer=(victims("ann", 1)[0],))
+    for stage in [*suite.stages(model, x), *suite.control(model, x, 100, 60)]:
+        if stage.attack is None:
+            continue
+        count = {"forwards": 0, "gradients": 0}
+
+        def counted(module, inputs, output, count=count):
+            differentiated = torch.is_grad_enabled() and inputs[0].requires_grad
+            count["gradients" if differentiated else "forwards"] += len(inputs[0])
+
+        target = stage.attack.source if isinstance(stage.attack, Transfer) else model
+        handle = target.register_forward_hook(counted)
+        stage.attack(model, x, y, seed=0)
+        handle.remove()
+        assert count["gradients"] <= len(x) * stage.gradients
+        assert count["forwards"] <= len(x) * (stage.forwards + 2)  # whether the model is random takes two
+
+
+def test_the_control_spends_the_budget_of_the_suite(victims):
+    model, x, _ = victims("direct")
+    suite = Standard(THREAT)
+    stages = suite.control(model, x, gradients=100, forwards=60)
+    assert all(isinstance(s.attack, APGD) for s in stages)
+    restarts = sum(s.attack.restarts for s in stages)
+    assert restarts * 4 == 100 + 60 / 3
+    assert sum(s.gradients for s in stages) == restarts * 4
+    assert len({s.name for s in stages}) == len(stages)
+
+
+@pytest.mark.parametrize("kind", ["ann", "direct", "poisson"])
+def test_the_suite_is_at_least_as_strong_as_its_first_stage(kind, victims):
+    model, x, y = victims(kind)
+    with evaluating(model):
+        stream = Stream(5, torch.arange(len(x)))
+        found = Standard(THREAT).perturb(model, x, Goal(y), stream)
+        first = Standard(THREAT).stages(model, x)[0]
+        alone = first.attack.perturb(model, x, Goal(y), stream.fork(first.name))
+        measured = [
+            attacks.selection.measure(
+                model, at, Goal(y), stream.fork("selection"), 1 if kind != "poisson" else 32
+            ).correct
+            for at in (found, alone)
+        ]
+    assert (measured[0] <= measured[1]).all()
+
+
+def test_a_transfer_finds_what_the_victims_gradient_hides():
+    """A victim whose gradient points nowhere useful, and a twin with the same decisions."""
+    twin = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
+
+    class Hidden(nn.Module):
+        def forward(self, x):
+            return twin(x.detach()) + 1e-3 * torch.sin(1e3 * x.flatten(1)[:, :3])
+
+    x, y = torch.rand(40, 1, 4, 4, dtype=torch.float64), twin(torch.zeros(1, 1, 4, 4).double()).argmax(1).repeat(40)
+    with torch.no_grad():
+        y = twin(x).argmax(1)
+    hidden = Hidden().eval()
+
+    def accuracy(attack):
+        with torch.no_grad():
+            return float((hidden(attack(hidden, x, y, seed=0)).argmax(1) == y).double().mean())
+
+    best = float((twin(PGD(THREAT)(twin, x, y, seed=0)).argmax(1) == y).double().mean())
+    assert accuracy(PGD(THREAT)) > best + 0.1
+    assert accuracy(Standard(THREAT, transfer=(twin,))) <= best + 0.03
+
+
+def test_bad_arguments_are_named(victims):
+    model = victims("ann")[0]
+    with pytest.raises(TypeError, match="transfer must be a sequence"):
+        Standard(THREAT, transfer=model)
+    with pytest.raises(TypeError, match="transfer must be a torch.nn.Module"):
+        Standard(THREAT, transfer=("model",))
+    with pytest.raises(ValueError, match="effort must be at least 1"):
+        Standard(THREAT, effort=0)
+    assert attacks.standard(THREAT) == Standard(THREAT)
