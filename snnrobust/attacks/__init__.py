@@ -24,6 +24,7 @@ from snnrobust.attacks.l2 import L2
 from snnrobust.attacks.losses import LOSSES, Loss, Targeted, cross_entropy, dlr, dlr_targeted, margin
 from snnrobust.attacks.pgd import PGD
 from snnrobust.attacks.random_noise import RandomNoise, RandomSign
+from snnrobust.attacks.square import Square
 from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
 from snnrobust.attacks.transfer import Transfer
 
@@ -56,6 +57,7 @@ __all__ = [
     "Loss",
     "RandomNoise",
     "RandomSign",
+    "Square",
     "StraightThrough",
     "Surrogate",
     "Targeted",

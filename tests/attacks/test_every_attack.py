@@ -8,7 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snnrobust.attacks import ATTACKS, FGSM, L0, L1, L2, PGD, Linf, RandomNoise, RandomSign, ThreatModel, Transfer
+from snnrobust.attacks import (
+    ATTACKS,
+    FGSM,
+    L0,
+    L1,
+    L2,
+    PGD,
+    Linf,
+    RandomNoise,
+    RandomSign,
+    Square,
+    ThreatModel,
+    Transfer,
+)
 from snnrobust.attacks.attack import Attack
 
 BUDGETS: dict[str, float] = {"Linf": 0.1, "L2": 0.6, "L1": 1.5, "L0": 3}
@@ -28,6 +41,10 @@ CASES: dict[str, Case] = {
     "PGD, restarts, early stop": Case(lambda threat: PGD(threat, steps=3, restarts=2, early_stop=True)),
     "RandomNoise": Case(RandomNoise),
     "RandomSign": Case(RandomSign, ("Linf",)),
+    "Square": Case(lambda threat: Square(threat, queries=30), ("Linf", "L2", "L1")),
+    "Square, draws, early stop": Case(
+        lambda threat: Square(threat, queries=30, draws=2, early_stop=True, selection_draws=4), ("Linf", "L2")
+    ),
 }
 """The name begins with that of the class."""
 
