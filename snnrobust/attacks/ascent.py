@@ -97,7 +97,7 @@ class _State:
     best: Tensor  # the point of the largest loss, its gradient and loss
     best_gradient: Tensor
     best_loss: Tensor
-    found: Tensor  # the point that reaches the goal by the largest margin, and this margin, -inf before the first
+    found: Tensor  # the point of the largest margin, and this
     found_margin: Tensor
     size: Tensor
     rises: Tensor  # steps that raised the loss, since the last checkpoint
@@ -113,18 +113,16 @@ class _State:
         none, zero = torch.zeros_like(low, dtype=torch.int64), torch.zeros_like(x)
         return cls(x, at, zero, -low, at, zero, low, at, low.double(), size, none, low, none.bool())
 
-    def enter(self, gradient: Tensor, loss: Tensor) -> None:
-        """The loss and its gradient at :attr:`at`."""
+    def enter(self, gradient: Tensor, loss: Tensor, margin: Tensor) -> None:
+        """What was seen at :attr:`at`."""
         self.rises = self.rises + (loss > self.loss)
-        better = loss > self.best_loss
-        at_better = _wide(better, self.at)
         self.loss, self.gradient = loss, gradient
-        self.best = torch.where(at_better, self.at, self.best)
-        self.best_gradient = torch.where(at_better, gradient, self.best_gradient)
+        better = loss > self.best_loss
+        wide = _wide(better, self.at)
+        self.best = torch.where(wide, self.at, self.best)
+        self.best_gradient = torch.where(wide, gradient, self.best_gradient)
         self.best_loss = torch.where(better, loss, self.best_loss)
-
-    def enter_margin(self, reached: Tensor, margin: Tensor) -> None:
-        wins = reached & (margin > self.found_margin)
+        wins = margin > self.found_margin
         self.found = torch.where(_wide(wins, self.at), self.at, self.found)
         self.found_margin = torch.where(wins, margin, self.found_margin)
 
@@ -138,8 +136,11 @@ class _State:
         self.gradient = torch.where(wide, self.best_gradient, self.gradient)
         self.rises, self.checked_loss = torch.zeros_like(self.rises), self.best_loss
 
-    def answer(self) -> Tensor:
-        return torch.where(_wide(self.found_margin > -torch.inf, self.found), self.found, self.best)
+
+def _order(goal: Goal, logits: Tensor) -> Tensor:
+    """The margin, a little less where it is zero but the goal is not reached: spike counts tie."""
+    margin = goal.margin(logits.double())
+    return torch.where(goal.reached(logits), margin, margin.clamp(max=-1e-300))
 
 
 def _wide(mask: Tensor, like: Tensor) -> Tensor:
@@ -174,7 +175,7 @@ class _Ascent:
                 gradient, logits = towards.gradient(source, self.model, state.at, attack.loss, draw)
             if warn and i == 0:
                 warn_if_blunt(attack, gradient)
-            state.enter(gradient, loss_of(logits, towards.labels).to(x.dtype))
+            state.enter(gradient, loss_of(logits, towards.labels).to(x.dtype), _order(goal, logits))
             if attack.early_stop:
                 done = always_reached(self.model, state.at, goal, logits, draw.fork("stop"), self.draws)
                 if done.any():
@@ -185,15 +186,13 @@ class _Ascent:
                     move.keep(keep)
                     if len(active) == 0:
                         break
-            elif not self.random:
-                state.enter_margin(goal.reached(logits), goal.margin(logits.double()))
             if i == last:
                 break
             if i in due:
                 state.check(i - since, attack.rho)
                 since = i
             state.at = move(threat, state.x, state.at, state.gradient, state.size)
-        result[active] = state.answer()
+        result[active] = state.found
         return result, stopped
 
     @torch.no_grad()

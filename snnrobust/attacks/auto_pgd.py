@@ -33,8 +33,8 @@ class APGD(Attack):
     0.03, 0.06)`, a sample halves :math:`\eta` and goes on from its best point if at most a share :math:`\rho` of the steps since
     the last checkpoint raised the loss, or if neither :math:`\eta` nor the best loss has changed since then.
 
-    A model without randomness is given the point of the largest margin among those that reach the goal, the point of the largest
-    loss if none does; one with randomness, where logits are draws, the point of the largest loss.
+    What it returns is the point of the largest margin, not that of the largest loss: DLR has no bound where the first and third
+    logits meet, and is largest at points that are hardly wrong.
 
     Args:
         threat: Budget and box.
