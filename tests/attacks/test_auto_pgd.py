@@ -1,11 +1,27 @@
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from snnrobust.attacks import APGD, APGDT, EOT, FGSM, L0, L1, L2, LOSSES, PGD, Backprop, Linf, cross_entropy, dlr, margin
-from snnrobust.attacks.ascent import checkpoints
+from snnrobust.attacks import (
+    APGD,
+    APGDT,
+    EOT,
+    FGSM,
+    L0,
+    L1,
+    L2,
+    LOSSES,
+    PGD,
+    Backprop,
+    Linf,
+    cross_entropy,
+    dlr,
+    margin,
+)
+from snnrobust.attacks.ascent import _order, checkpoints
 from snnrobust.attacks.goal import Goal
 from snnrobust.attacks.losses import dlr_targeted
 from snnrobust.attacks.selection import measure
@@ -112,20 +128,261 @@ def test_equals_torchattacks(name, loss, eps, digits_ann, monkeypatch):
     """From the same start, by the largest loss; with 100 steps both schedules are the same."""
     torchattacks = pytest.importorskip("torchattacks")
     model, x, y = digits_ann
+    x, y = x[:80], y[:80]
     g = torch.Generator().manual_seed(0)
     noise = torch.rand(x.shape, generator=g, dtype=torch.float64)
     t = 2 * noise - 1
     start = (x + eps * t / t.flatten(1).abs().amax(1).view(-1, 1, 1, 1)).clamp(0, 1)
     monkeypatch.setattr(torch, "rand", lambda *_, **__: noise)
     reference = torchattacks.APGD(model, norm="Linf", eps=eps, steps=100, loss=name)
-    best, still_right, reference_loss, _ = reference.attack_single_run(x, y)
+    _, still_right, reference_loss, _ = reference.attack_single_run(x, y)
     monkeypatch.setattr(Linf, "random_start", lambda *_: start)
-    monkeypatch.setattr("snnrobust.attacks.ascent.is_stochastic", lambda *_: True)  # so that the last point is asked too
+    monkeypatch.setattr(
+        "snnrobust.attacks.ascent.is_stochastic", lambda *_: True
+    )  # so that the last point is asked too
     recorder = Recorder()
     APGD(Linf(eps), steps=100, loss=loss, gradient=recorder)(model, x, y)
     with torch.no_grad():
-        losses = torch.stack([loss(model(at), y) for at in recorder.asked])
-        wrong = torch.stack([model(at).argmax(1) != y for at in recorder.asked]).any(0)
+        asked = torch.stack([model(at) for at in recorder.asked])
+    losses = torch.stack([loss(logits, y) for logits in asked])
+    assert torch.equal((asked.argmax(2) == y).all(0), still_right)
     same = (losses.amax(0) - reference_loss).abs() < 1e-9
-    print(same.sum(), (wrong==still_right).sum())
-    assert 0
+    # DLR is chaotic where its denominator is small, and theirs has 1e-12 more
+    assert same.all() if name == "ce" else same.double().mean() > 0.5
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize(("name", "loss"), [("ce", cross_entropy), ("dlr", dlr)])
+def test_is_not_weaker_than_torchattacks(norm, name, loss, digits_ann):
+    torchattacks = pytest.importorskip("torchattacks")
+    model, x, y = digits_ann
+    model, x = copy.deepcopy(model).float(), x.float()
+    eps = {"Linf": 0.08, "L2": 0.5}[norm]
+    with torch.random.fork_rng():
+        theirs = torchattacks.APGD(model, norm=norm, eps=eps, steps=50, loss=name)(x, y)
+    ours = APGD({"Linf": Linf, "L2": L2}[norm](eps), steps=50, loss=loss)(model, x, y, seed=0)
+    with torch.no_grad():
+        right, reference = ((model(at).argmax(1) == y).double().mean() for at in (ours, theirs))
+    assert 0.1 < reference < 0.8
+    assert right <= reference + 0.01
+
+
+def test_reaches_the_optimum_of_a_linear_model_from_anywhere():
+    """Two classes: the worst case is the corner x + eps sign(w_other - w_true), in the box."""
+    model, x, y = linear_model()
+    with torch.no_grad():
+        worst = (x + THREAT.eps * (model.weight[1 - y] - model.weight[y]).sign()).clamp(0, 1)
+    for attack in (APGD(THREAT, steps=10), APGD(THREAT, steps=10, restarts=2), APGDT(THREAT, steps=10, loss=margin)):
+        assert (attack(model, x, y, seed=0) - worst).abs().max() < 1e-15
+
+
+@pytest.mark.parametrize(("threat", "pgd"), [(L2(0.7), 40), (L1(1.5), 60), (L0(2), 20)])
+def test_gains_as_much_as_pgd_in_other_norms(threat, pgd):
+    """Without a random start and with the margin for a loss, which is linear with two classes."""
+    model, x, y = linear_model()
+    x_pgd = PGD(threat, steps=pgd, random_start=False, loss=margin)(model, x, y)
+    x_adv = APGD(threat, steps=pgd, random_start=False, loss=margin)(model, x, y)
+    with torch.no_grad():
+        gained, reference, before = (margin(model(at), y) for at in (x_adv, x_pgd, x))
+    share = (gained - before) / (reference - before)
+    assert share.mean() > {"L2": 0.999, "L1": 0.99, "L0 (pixels)": 0.95}[threat.name]
+    assert share.min() > 0.8
+
+
+def test_early_stop_keeps_the_first_adversarial_input_and_asks_no_more(digits_ann):
+    model, x, y = digits_ann
+    x, y = x[:40], y[:40]
+    paths, _ = literal(model, x, y, 0.1, 12, cross_entropy, x)
+    recorder = Recorder()
+    x_adv = APGD(Linf(0.1), steps=12, random_start=False, early_stop=True, gradient=recorder)(model, x, y)
+    expected_calls = torch.zeros(12, dtype=torch.int64)
+    reached = 0
+    for i, (points, _) in enumerate(paths):
+        with torch.no_grad():
+            logits = model(torch.cat(points))
+        wrong = (logits.argmax(1) != y[i]).nonzero()[:, 0]
+        expected_calls[: int(wrong[0]) + 1 if len(wrong) else 12] += 1
+        reached += bool(len(wrong))
+        chosen = wrong[0] if len(wrong) else margin(logits, y[i].expand(len(logits))).argmax()
+        assert (x_adv[i] - points[int(chosen)][0]).abs().max() < 1e-12
+    assert 10 < reached < 40
+    assert [len(asked) for asked in recorder.asked] == expected_calls.tolist()
+
+
+class Ids(Backprop):
+    """Remembers who was asked for."""
+
+    def __init__(self):
+        super().__init__()
+        object.__setattr__(self, "ids", [])
+
+    def __call__(self, model, x, y, loss, stream):
+        self.ids.append(set(stream.sample_ids.tolist()))
+        return super().__call__(model, x, y, loss, stream)
+
+
+def test_restarts_and_targets_are_spent_on_those_that_stand(digits_ann):
+    model, x, y = digits_ann
+    x, y = x[:60], y[:60]
+    threat, steps = Linf(0.08), 6
+    first = APGD(threat, steps=steps, early_stop=True)(model, x, y, seed=0)
+    with torch.no_grad():
+        standing = set((model(first).argmax(1) == y).nonzero()[:, 0].tolist())
+    source = Ids()
+    x_adv = APGD(threat, steps=steps, early_stop=True, restarts=3, gradient=source)(model, x, y, seed=0)
+    assert set.union(*source.ids[steps:]) == standing
+    with torch.no_grad():
+        after = model(x_adv).argmax(1) == y
+    assert set(after.nonzero()[:, 0].tolist()) <= standing
+    fallen = [i for i in range(60) if i not in standing]
+    assert torch.equal(x_adv[fallen], first[fallen])
+
+
+def test_more_restarts_are_never_worse(digits_ann):
+    model, x, y = digits_ann
+    stream, goal = Stream(5, torch.arange(len(x))), Goal(y)
+    last = torch.full((len(x),), -torch.inf, dtype=torch.float64)
+    for restarts in (1, 2, 4):
+        x_adv = APGD(Linf(0.08), steps=4, restarts=restarts).perturb(model, x, goal, stream)
+        margins = measure(model, x_adv, goal, stream, 1).margin
+        assert (margins >= last).all()
+        last = margins
+
+
+def test_what_a_run_costs(victims):
+    """A gradient a step, and one pass for the last point: a gradient for a model with randomness, whose logits are means."""
+    for kind, eot, gradients in (("ann", 1, 5), ("poisson", 3, 3 * 6)):
+        model, x, y = victims(kind)
+        calls = []
+
+        class Counting(Backprop):
+            def __call__(self, *arguments, calls=calls):
+                calls.append(arguments[-1].key)
+                return super().__call__(*arguments)
+
+        APGD(THREAT, steps=5, gradient=EOT(eot, Counting()))(model, x, y, seed=0)
+        assert len(calls) == gradients
+        assert len(set(calls)) == gradients
+
+
+def test_early_stop_of_a_random_model_asks_all_selection_draws(victims):
+    model, x, y = victims("poisson")
+    x, y = x.repeat(6, 1, 1, 1), y.repeat(6)
+    stream, goal = Stream(3, torch.arange(len(x))), Goal(y)
+    source = Ids()
+    APGD(Linf(0.2), steps=8, early_stop=True, selection_draws=5, gradient=source).perturb(model, x, goal, stream)
+    left = [len(ids) for ids in source.ids]
+    assert left[0] == len(x)
+    assert 0 < left[-1] < len(x)
+    once = []
+    APGD(Linf(0.2), steps=8, early_stop=True, selection_draws=1, gradient=(spy := Ids())).perturb(
+        model, x, goal, stream
+    )
+    once = [len(ids) for ids in spy.ids]
+    assert sum(once) < sum(left)  # one lucky draw would stop more
+
+
+def test_a_tie_that_reaches_the_goal_is_better_than_one_that_does_not():
+    goal = Goal(torch.tensor([0, 1]))
+    tied = _order(goal, torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]]))
+    assert tied[0] < 0
+    assert tied[1] == 0
+    assert tied[0] > _order(goal, torch.tensor([[1.0, 1.0 - 1e-7, 0.0]] * 2))[0]
+
+
+class Counts(nn.Module):
+    """Spike counts: whole numbers, most of them equal, with the gradient of the membrane behind them."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+
+    def forward(self, x):
+        h = x.flatten(1) @ self.weight
+        return h + (h.clamp(0, 3).round() - h).detach()
+
+
+@pytest.mark.parametrize("loss", list(LOSSES.values()))
+@pytest.mark.parametrize("kind", [APGD, APGDT])
+def test_outputs_that_tie(kind, loss):
+    model, x = Counts(), torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    y = model(x).argmax(1)
+    x_adv = kind(Linf(0.1), steps=20, loss=loss)(model, x, y, seed=0)
+    broken = (model(x_adv).argmax(1) != y).double().mean()
+    fgsm = (model(FGSM(Linf(0.1))(model, x, y)).argmax(1) != y).double().mean()
+    assert broken >= fgsm - 0.05
+    assert broken > 0.3
+
+
+@pytest.mark.parametrize("kind", [APGD, APGDT])
+def test_targets_are_reached(kind, digits_ann):
+    model, x, y = digits_ann
+    x, y = x[:50], y[:50]
+    with torch.no_grad():
+        targets = Goal(y).next_classes(model(x), 2)[:, 1]
+        for early_stop in (False, True):
+            x_adv = kind(Linf(0.15), steps=30, loss=dlr, early_stop=early_stop)(model, x, y, targets=targets, seed=0)
+            assert (model(x_adv).argmax(1) == targets).double().mean() > 0.8
+
+
+def test_apgdt_goes_for_the_likeliest_classes_in_turn(digits_ann):
+    model, x, y = digits_ann
+    x, y = x[:30], y[:30]
+    asked = []
+
+    class Spy(Backprop):
+        def __call__(self, model, x, y, loss, stream):
+            asked.append((y.clone(), loss))
+            return super().__call__(model, x, y, loss, stream)
+
+    APGDT(Linf(0.05), steps=2, targets=3, gradient=Spy())(model, x, y, seed=0)
+    with torch.no_grad():
+        likeliest = model(x).scatter(1, y[:, None], -torch.inf).topk(3, 1).indices
+    assert torch.equal(torch.stack([a for a, _ in asked[::2]], 1), likeliest)
+    assert all(loss is dlr_targeted for _, loss in asked)
+
+
+def test_apgdt_takes_all_classes_if_there_are_few():
+    model, x, y = linear_model(classes=3)
+    source = Ids()
+    x_adv = APGDT(Linf(0.1), steps=4, gradient=source)(model, x, y, seed=0)
+    assert len(source.ids) == 2 * 4
+    with torch.no_grad():
+        assert (margin(model(x_adv), y) > margin(model(x), y) + 0.3).all()
+
+
+@pytest.mark.slow
+def test_apgdt_is_not_weaker_than_torchattacks(digits_ann):
+    torchattacks = pytest.importorskip("torchattacks")
+    model, x, y = digits_ann
+    model, x = copy.deepcopy(model).float(), x.float()
+    with torch.random.fork_rng():
+        theirs = torchattacks.APGDT(model, eps=0.08, steps=30)(x, y)
+    ours = APGDT(Linf(0.08), steps=30, early_stop=True)(model, x, y, seed=0)
+    with torch.no_grad():
+        right, reference = ((model(at).argmax(1) == y).double().mean() for at in (ours, theirs))
+    assert right <= reference + 0.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"steps": 0}, ValueError, "steps"),
+        ({"restarts": 0}, ValueError, "restarts"),
+        ({"restarts": 2, "random_start": False}, ValueError, "restarts > 1 need random_start"),
+        ({"selection_draws": 0}, ValueError, "selection_draws"),
+        ({"rho": 1.5}, ValueError, "rho"),
+        ({"momentum": -0.1}, ValueError, "momentum"),
+        ({"gradient": 8}, TypeError, "gradient must be a function"),
+        ({"loss": "dlr"}, TypeError, "loss must be a function"),
+    ],
+)
+@pytest.mark.parametrize("kind", [APGD, APGDT])
+def test_bad_arguments_are_named(kind, arguments, error, words):
+    with pytest.raises(error, match=words):
+        kind(THREAT, **arguments)
+
+
+def test_bad_number_of_targets():
+    with pytest.raises(ValueError, match="targets"):
+        APGDT(THREAT, targets=0)
