@@ -1,6 +1,8 @@
 """Attacks on any classifier, spiking or not: threat models, gradient sources, attacks."""
 
 from snnrobust.attacks.attack import ATTACKS, Attack, BluntGradientWarning
+from snnrobust.attacks.auto_pgd import APGD
+from snnrobust.attacks.auto_pgd_targeted import APGDT
 from snnrobust.attacks.fgsm import FGSM
 from snnrobust.attacks.goal import Goal
 from snnrobust.attacks.gradient import (
@@ -29,6 +31,8 @@ from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
 from snnrobust.attacks.transfer import Transfer
 
 __all__ = [
+    "APGD",
+    "APGDT",
     "ASSG",
     "ATTACKS",
     "BPDA",

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snnrobust.attacks import (
+    APGD,
+    APGDT,
     ATTACKS,
     FGSM,
     L0,
@@ -36,6 +38,10 @@ class Case(NamedTuple):
 
 
 CASES: dict[str, Case] = {
+    "APGD": Case(lambda threat: APGD(threat, steps=5)),
+    "APGD, restarts, early stop": Case(lambda threat: APGD(threat, steps=4, restarts=2, early_stop=True)),
+    "APGDT": Case(lambda threat: APGDT(threat, steps=3)),
+    "APGDT, early stop": Case(lambda threat: APGDT(threat, steps=3, early_stop=True)),
     "FGSM": Case(FGSM),
     "PGD": Case(lambda threat: PGD(threat, steps=3)),
     "PGD, restarts, early stop": Case(lambda threat: PGD(threat, steps=3, restarts=2, early_stop=True)),
