@@ -102,7 +102,7 @@ def _run_stages(
                 "broken": before - after, "left": after,
                 "accuracy": float((winner.selection.correct / job.draws.selection).mean()),
                 "most_gradients": stage.gradients, "most_forwards": stage.forwards,
-                "gradients": cell.gradients if cell else 0, "forwards": cell.forwards if cell else 0,
+                "gradients": cell.gradients if cell else 0, "forwards": cell.forwards - cell.gradients if cell else 0,
                 "seconds": cell.seconds if cell else 0.0,
             }
         )  # fmt: skip

@@ -148,7 +148,7 @@ def test_bad_arguments_are_named(victims):
     model = victims("ann")[0]
     with pytest.raises(TypeError, match="transfer must be a sequence"):
         Standard(THREAT, transfer=model)
-    with pytest.raises(TypeError, match="transfer must be a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"transfer must be a torch\.nn\.Module"):
         Standard(THREAT, transfer=("model",))
     with pytest.raises(ValueError, match="effort must be at least 1"):
         Standard(THREAT, effort=0)
