@@ -26,6 +26,7 @@ from snnrobust.attacks.l2 import L2
 from snnrobust.attacks.losses import LOSSES, Loss, Targeted, cross_entropy, dlr, dlr_targeted, margin
 from snnrobust.attacks.pgd import PGD
 from snnrobust.attacks.random_noise import RandomNoise, RandomSign
+from snnrobust.attacks.sa_pgd import SAPGD
 from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
 from snnrobust.attacks.transfer import Transfer
 
@@ -46,6 +47,7 @@ __all__ = [
     "PDSG",
     "PGD",
     "RGA",
+    "SAPGD",
     "SOURCES",
     "SPSA",
     "THREATS",

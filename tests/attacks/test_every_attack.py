@@ -17,6 +17,7 @@ from snnrobust.attacks import (
     L1,
     L2,
     PGD,
+    SAPGD,
     Linf,
     RandomNoise,
     RandomSign,
@@ -46,6 +47,8 @@ CASES: dict[str, Case] = {
     "PGD, restarts, early stop": Case(lambda threat: PGD(threat, steps=3, restarts=2, early_stop=True)),
     "RandomNoise": Case(RandomNoise),
     "RandomSign": Case(RandomSign, ("Linf",)),
+    "SAPGD": Case(lambda threat: SAPGD(threat, steps=5)),
+    "SAPGD, restarts, early stop": Case(lambda threat: SAPGD(threat, steps=4, restarts=2, early_stop=True)),
 }
 """The name begins with that of the class."""
 
