@@ -26,7 +26,9 @@ from snnrobust.attacks.l2 import L2
 from snnrobust.attacks.losses import LOSSES, Loss, Targeted, cross_entropy, dlr, dlr_targeted, margin
 from snnrobust.attacks.pgd import PGD
 from snnrobust.attacks.random_noise import RandomNoise, RandomSign
+from snnrobust.attacks.sa_pgd import SAPGD
 from snnrobust.attacks.square import Square
+from snnrobust.attacks.standard import Stage, Standard, standard
 from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
 from snnrobust.attacks.transfer import Transfer
 
@@ -47,6 +49,7 @@ __all__ = [
     "PDSG",
     "PGD",
     "RGA",
+    "SAPGD",
     "SOURCES",
     "SPSA",
     "THREATS",
@@ -62,6 +65,8 @@ __all__ = [
     "RandomNoise",
     "RandomSign",
     "Square",
+    "Stage",
+    "Standard",
     "StraightThrough",
     "Surrogate",
     "Targeted",
@@ -73,4 +78,5 @@ __all__ = [
     "dlr",
     "dlr_targeted",
     "margin",
+    "standard",
 ]

@@ -13,12 +13,13 @@ from snnrobust import checks
 from snnrobust.attacks.attack import warn_if_blunt
 from snnrobust.attacks.goal import Goal
 from snnrobust.attacks.gradient import GradientSource, begin
+from snnrobust.attacks.l0 import L0
 from snnrobust.attacks.losses import Loss
 from snnrobust.attacks.selection import always_reached, worst_of
 from snnrobust.attacks.threat import ThreatModel
 from snnrobust.draws import Stream, draws, is_stochastic
 
-__all__ = ["Move", "Settings", "check_settings", "checkpoints", "first_size", "search"]
+__all__ = ["Move", "Settings", "check_settings", "checkpoints", "first_size", "search", "shrinks"]
 
 
 class Settings(Protocol):
@@ -36,8 +37,6 @@ class Settings(Protocol):
     def gradient(self) -> GradientSource: ...
     @property
     def loss(self) -> Loss: ...
-    @property
-    def rho(self) -> float: ...
     @property
     def early_stop(self) -> bool: ...
     @property
@@ -59,7 +58,6 @@ def check_settings(attack: Settings) -> None:
     checks.count("selection_draws", attack.selection_draws)
     checks.function("gradient", attack.gradient)
     checks.function("loss", attack.loss)
-    checks.number("rho", attack.rho, 0.0, 1.0)
     if attack.restarts > 1 and not attack.random_start:
         raise ValueError("restarts > 1 need random_start=True: without it they are all the same")
 
@@ -78,12 +76,14 @@ def checkpoints(steps: int) -> list[int]:
 
 
 def first_size(threat: ThreatModel, x: Tensor, share: float) -> Tensor:
-    r"""The length of the first step for each sample, ``[B, 1, ...]``: ``share`` of :math:`\epsilon`.
+    r"""The length of the first step for each sample, ``[B, 1, ...]``: ``share`` of :math:`\epsilon`; in L0 that threat's own."""
+    size = torch.as_tensor(threat.step_size(x, 1), dtype=torch.float64, device=x.device)  # 2.5 eps but for L0
+    return (size * (share / 2.5 if shrinks(threat) else 1)).to(x.dtype).expand(len(x), *[1] * (x.dim() - 1)).clone()
 
-    In L0, where a length says nothing about the budget, ``share / 2.5`` of that threat's own step.
-    """
-    size = torch.as_tensor(threat.step_size(x, 1), dtype=torch.float64, device=x.device) * (share / 2.5)
-    return size.to(x.dtype).expand(len(x), *[1] * (x.dim() - 1)).clone()
+
+def shrinks(threat: ThreatModel) -> bool:
+    """Whether shorter steps go on where longer ones no longer help. Not in L0: by a short one no new pixel gets in."""
+    return not isinstance(threat, L0)
 
 
 @dataclass
@@ -102,7 +102,7 @@ class _State:
     size: Tensor
     rises: Tensor  # steps that raised the loss, since the last checkpoint
     checked_loss: Tensor  # the best loss at the last checkpoint
-    halved: Tensor  # whether that one halved the step size
+    halved: Tensor  # whether it stalled at that one
 
     def select(self, index: Tensor) -> Self:
         return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
@@ -126,12 +126,12 @@ class _State:
         self.found = torch.where(_wide(wins, self.at), self.at, self.found)
         self.found_margin = torch.where(wins, margin, self.found_margin)
 
-    def check(self, steps: int, rho: float) -> None:
-        """A checkpoint, ``steps`` after the last: who stalls goes on from the best point with half the step size."""
+    def check(self, steps: int, rho: float, factor: float) -> None:
+        """A checkpoint, ``steps`` after the last: who stalls goes on from the best point, the step size times ``factor``."""
         stalled = ~self.halved & (self.best_loss <= self.checked_loss)
         self.halved = (self.rises <= rho * steps) | stalled
         wide = _wide(self.halved, self.at)
-        self.size = torch.where(wide, self.size / 2, self.size)
+        self.size = torch.where(wide, self.size * factor, self.size)
         self.at = torch.where(wide, self.best, self.at)
         self.gradient = torch.where(wide, self.best_gradient, self.gradient)
         self.rises, self.checked_loss = torch.zeros_like(self.rises), self.best_loss
@@ -156,6 +156,7 @@ class _Ascent:
     draws: int
     random: bool
     share: float
+    rho: float | None
 
     def __call__(
         self, threat: ThreatModel, x: Tensor, goal: Goal, towards: Goal, stream: Stream, move: Move, warn: bool
@@ -188,8 +189,8 @@ class _Ascent:
                         break
             if i == last:
                 break
-            if i in due:
-                state.check(i - since, attack.rho)
+            if self.rho is not None and i in due:
+                state.check(i - since, self.rho, 0.5 if shrinks(threat) else 1.0)
                 since = i
             state.at = move(threat, state.x, state.at, state.gradient, state.size)
         result[active] = state.found
@@ -209,15 +210,22 @@ def search(
     towards: Sequence[Goal],
     stream: Stream,
     share: float,
+    rho: float | None,
     move: Callable[[], Move],
 ) -> Tensor:
     """``attack.restarts`` ascents towards each of ``towards`` in turn, and for each sample the worst that they found.
 
     With ``attack.early_stop`` those that have reached ``goal`` are left alone from then on.
+
+    Args:
+        share: As :func:`first_size` has it.
+        rho: At checkpoints those are sent back to their best point, with half the step size, who have raised the loss in no more
+            than this share of the steps; None for no such checks.
+        move: Makes the :class:`Move` of one ascent.
     """
     random = is_stochastic(model, x[:8])
     n = attack.selection_draws if random else 1
-    ascent = _Ascent(attack, model, n, random, share)
+    ascent = _Ascent(attack, model, n, random, share, rho)
     result, active = x, torch.arange(len(x), device=x.device)
     for r in range(attack.restarts * len(towards)):
         aim, mine, to = goal.select(active), stream.select(active.cpu()), towards[r % len(towards)].select(active)

@@ -51,7 +51,8 @@ class APGD(Attack):
         selection_draws: See above; one, for a model without randomness.
 
     Source: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks". Their own method for L1 is another (2021); here L1 and L0 take their threat's step.
+    attacks". Their own method for L1 is another (2021): here L1 takes its threat's step. In L0, which is ours, :math:`\eta` is
+    the threat's own and never halved.
     """
 
     threat: ThreatModel
@@ -67,10 +68,11 @@ class APGD(Attack):
 
     def __post_init__(self) -> None:
         check_settings(self)
+        checks.number("rho", self.rho, 0.0, 1.0)
         checks.number("momentum", self.momentum, 0.0, 1.0)
 
     def perturb(self, model: nn.Module, x: Tensor, goal: Goal, stream: Stream) -> Tensor:
-        return search(self, model, x, goal, [goal], stream, 2.0, lambda: Momentum(self.momentum))
+        return search(self, model, x, goal, [goal], stream, 2.0, self.rho, lambda: Momentum(self.momentum))
 
 
 class Momentum:

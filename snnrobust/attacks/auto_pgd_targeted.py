@@ -49,7 +49,7 @@ class APGDT(APGD):
         logits = self._logits(model, x, goal, stream.fork("classes"))
         classes = goal.next_classes(logits, min(self.targets, logits.shape[1] - 1))
         towards = [Goal(goal.y, target) for target in classes.unbind(1)]
-        return search(self, model, x, goal, towards, stream, 2.0, lambda: Momentum(self.momentum))
+        return search(self, model, x, goal, towards, stream, 2.0, self.rho, lambda: Momentum(self.momentum))
 
     @torch.no_grad()
     def _logits(self, model: nn.Module, x: Tensor, goal: Goal, stream: Stream) -> Tensor:

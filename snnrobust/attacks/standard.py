@@ -236,7 +236,10 @@ def standard(threat: ThreatModel, *, transfer: Sequence[nn.Module] = (), effort:
 
 def _open(model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> GradientSource:
     """The model's backward pass, past its encoder if that lets nothing through."""
-    for source in (Backprop(), *([BPDA("encoder")] if isinstance(getattr(model, "encoder", None), nn.Module) else [])):
+    ways: list[GradientSource] = [Backprop()]
+    if isinstance(getattr(model, "encoder", None), nn.Module):
+        ways.append(BPDA("encoder"))
+    for source in ways:
         try:
             if source(model, x, y, cross_entropy, stream)[0].any():
                 return source

@@ -194,7 +194,13 @@ def suite_stages(stages: Sequence[Row]) -> Figure:
         for place, value, stage in zip(places, values, stages, strict=True):
             broken = f"  -{stage['broken']:,}" if stage["broken"] else ""
             axes.annotate(
-                f"{value:.1f}{broken}", (value, place), (6, 0), textcoords="offset points", va="center", color=MUTED, size=TEXT
+                f"{value:.1f}{broken}",
+                (value, place),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                color=MUTED,
+                size=TEXT,
             )
         axes.set_yticks(list(places), names)
         axes.set_xlim(0, max(105.0, 1.15 * max(values)))

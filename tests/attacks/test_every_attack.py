@@ -1,5 +1,6 @@
 """What holds for every attack in every threat on every kind of input. A new attack enters ``CASES``."""
 
+import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,10 +18,12 @@ from snnrobust.attacks import (
     L1,
     L2,
     PGD,
+    SAPGD,
     Linf,
     RandomNoise,
     RandomSign,
     Square,
+    Standard,
     ThreatModel,
     Transfer,
 )
@@ -47,14 +50,24 @@ CASES: dict[str, Case] = {
     "PGD, restarts, early stop": Case(lambda threat: PGD(threat, steps=3, restarts=2, early_stop=True)),
     "RandomNoise": Case(RandomNoise),
     "RandomSign": Case(RandomSign, ("Linf",)),
+    "Standard": Case(Standard),
     "Square": Case(lambda threat: Square(threat, queries=30), ("Linf", "L2", "L1")),
     "Square, draws, early stop": Case(
         lambda threat: Square(threat, queries=30, draws=2, early_stop=True, selection_draws=4), ("Linf", "L2")
     ),
+    "SAPGD": Case(lambda threat: SAPGD(threat, steps=5)),
+    "SAPGD, restarts, early stop": Case(lambda threat: SAPGD(threat, steps=4, restarts=2, early_stop=True)),
 }
 """The name begins with that of the class."""
 
 EACH = [(name, threat) for name, case in CASES.items() for threat in case.threats]
+
+
+@pytest.fixture(autouse=True)
+def small_suite(monkeypatch):
+    module = importlib.import_module("snnrobust.attacks.standard")  # the package has a function of that name
+    for name, value in {"STEPS": 2, "QUERIES": 10, "TARGETS": 1}.items():
+        monkeypatch.setattr(module, name, value)
 
 
 def test_every_attack_has_a_case():

@@ -1,3 +1,4 @@
+import importlib
 import json
 
 import pytest
@@ -17,7 +18,7 @@ EPS = 0.1
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    module = __import__("snnrobust.attacks.standard", fromlist=["STEPS"])
+    module = importlib.import_module("snnrobust.attacks.standard")
     for name, value in {"STEPS": 3, "QUERIES": 30, "TARGETS": 2, "CHUNK": 20}.items():
         monkeypatch.setattr(module, name, value)
 
