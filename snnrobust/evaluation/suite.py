@@ -69,7 +69,7 @@ def _run_stages(
 ) -> tuple[Cell, list[dict[str, Any]]]:
     """From ``start``, the standing candidates, to those after all stages, not judged; and a record of each stage.
 
-    ``done(name, left)`` is called after each. Every stage is a cell of its own, so that an interrupted run goes on.
+    ``done(name, left)`` is called after each that is run. Every stage is a cell of its own, so that an interrupted run goes on.
     """
     winner = Cell(
         start.x_adv.clone(),
@@ -106,7 +106,8 @@ def _run_stages(
                 "seconds": cell.seconds if cell else 0.0,
             }
         )  # fmt: skip
-        done(stage.name, after)
+        if stage.attack is not None:
+            done(stage.name, after)
     return winner, records
 
 
