@@ -46,7 +46,7 @@ def trained(row: Row, path: Path, epochs: int = 2, train: int = 60_000) -> model
         layers = (Conv(first), Pool(), Conv(second), Pool(), Dense(128))
         with keyed(0):
             neuron = LIF(decay=0.9, surrogate=ATan(2.0))
-            model = models.spiking(layers, (1, 28, 28), 10, row.encoder, neuron, "none", MeanOutput())
+            model = models.spiking(layers, (1, 28, 28), 10, row.encoder, neuron, "BNTT", MeanOutput())
         x, y = data.take(data.load("mnist", "train"), train)
         BPTT(lr=2e-3, batch_size=128, schedule="cyclic").fit(model, (x, y), epochs=epochs, progress=False)
         models.save(model.eval(), path)
