@@ -3,6 +3,7 @@
 from snnrobust.attacks.attack import ATTACKS, Attack, BluntGradientWarning
 from snnrobust.attacks.auto_pgd import APGD
 from snnrobust.attacks.auto_pgd_targeted import APGDT
+from snnrobust.attacks.bim import BIM
 from snnrobust.attacks.fgsm import FGSM
 from snnrobust.attacks.goal import Goal
 from snnrobust.attacks.gradient import (
@@ -24,7 +25,9 @@ from snnrobust.attacks.l0 import L0
 from snnrobust.attacks.l1 import L1
 from snnrobust.attacks.l2 import L2
 from snnrobust.attacks.losses import LOSSES, Loss, Targeted, cross_entropy, dlr, dlr_targeted, margin
+from snnrobust.attacks.mi_fgsm import MIFGSM
 from snnrobust.attacks.pgd import PGD
+from snnrobust.attacks.r_fgsm import RFGSM
 from snnrobust.attacks.random_noise import RandomNoise, RandomSign
 from snnrobust.attacks.sa_pgd import SAPGD
 from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
@@ -35,6 +38,7 @@ __all__ = [
     "APGDT",
     "ASSG",
     "ATTACKS",
+    "BIM",
     "BPDA",
     "BPTR",
     "EOT",
@@ -44,8 +48,10 @@ __all__ = [
     "L1",
     "L2",
     "LOSSES",
+    "MIFGSM",
     "PDSG",
     "PGD",
+    "RFGSM",
     "RGA",
     "SAPGD",
     "SOURCES",
