@@ -19,6 +19,7 @@ from snnrobust.attacks.gradient import (
 from snnrobust.attacks.gradient_adaptive import ASSG, PDSG
 from snnrobust.attacks.gradient_bpda import BPDA
 from snnrobust.attacks.gradient_free import SPSA, EvolutionStrategies
+from snnrobust.attacks.gradient_mixed import Mixed
 from snnrobust.attacks.gradient_rate import BPTR, HART, RGA
 from snnrobust.attacks.gradient_transfer import FromModel
 from snnrobust.attacks.l0 import L0
@@ -66,6 +67,7 @@ __all__ = [
     "GradientSource",
     "Linf",
     "Loss",
+    "Mixed",
     "RandomNoise",
     "RandomSign",
     "StraightThrough",
