@@ -22,15 +22,18 @@ from snnrobust.attacks.gradient_free import SPSA, EvolutionStrategies
 from snnrobust.attacks.gradient_mixed import Mixed
 from snnrobust.attacks.gradient_rate import BPTR, HART, RGA
 from snnrobust.attacks.gradient_transfer import FromModel
+from snnrobust.attacks.hop_skip_jump import HopSkipJump
 from snnrobust.attacks.l0 import L0
 from snnrobust.attacks.l1 import L1
 from snnrobust.attacks.l2 import L2
 from snnrobust.attacks.losses import LOSSES, Loss, Targeted, cross_entropy, dlr, dlr_targeted, margin
 from snnrobust.attacks.mi_fgsm import MIFGSM
+from snnrobust.attacks.nes import NES, SPSAAttack
 from snnrobust.attacks.pgd import PGD
 from snnrobust.attacks.r_fgsm import RFGSM
 from snnrobust.attacks.random_noise import RandomNoise, RandomSign
 from snnrobust.attacks.sa_pgd import SAPGD
+from snnrobust.attacks.sparse_rs import SparseRS
 from snnrobust.attacks.square import Square
 from snnrobust.attacks.standard import Stage, Standard, standard
 from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
@@ -52,6 +55,7 @@ __all__ = [
     "L2",
     "LOSSES",
     "MIFGSM",
+    "NES",
     "PDSG",
     "PGD",
     "RFGSM",
@@ -67,11 +71,14 @@ __all__ = [
     "FromModel",
     "Goal",
     "GradientSource",
+    "HopSkipJump",
     "Linf",
     "Loss",
     "Mixed",
     "RandomNoise",
     "RandomSign",
+    "SPSAAttack",
+    "SparseRS",
     "Square",
     "Stage",
     "Standard",

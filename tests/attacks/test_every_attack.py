@@ -19,12 +19,16 @@ from snnrobust.attacks import (
     L1,
     L2,
     MIFGSM,
+    NES,
     PGD,
     RFGSM,
     SAPGD,
+    HopSkipJump,
     Linf,
     RandomNoise,
     RandomSign,
+    SparseRS,
+    SPSAAttack,
     Square,
     Standard,
     ThreatModel,
@@ -57,6 +61,14 @@ CASES: dict[str, Case] = {
     "RandomNoise": Case(RandomNoise),
     "RandomSign": Case(RandomSign, ("Linf",)),
     "Standard": Case(Standard),
+    "HopSkipJump": Case(lambda threat: HopSkipJump(threat, queries=80, first_trials=8), ("Linf", "L2")),
+    "HopSkipJump, draws": Case(lambda threat: HopSkipJump(threat, queries=90, first_trials=5, draws=3), ("L2",)),
+    "NES": Case(lambda threat: NES(threat, queries=33, samples=10, sigma=0.3)),
+    "SPSAAttack": Case(lambda threat: SPSAAttack(threat, queries=33, samples=10, delta=0.3)),
+    "SparseRS": Case(lambda threat: SparseRS(threat, queries=30), ("L0",)),
+    "SparseRS, draws, early stop": Case(
+        lambda threat: SparseRS(threat, queries=30, draws=2, early_stop=True, selection_draws=4), ("L0",)
+    ),
     "Square": Case(lambda threat: Square(threat, queries=30), ("Linf", "L2", "L1")),
     "Square, draws, early stop": Case(
         lambda threat: Square(threat, queries=30, draws=2, early_stop=True, selection_draws=4), ("Linf", "L2")
