@@ -1,6 +1,9 @@
 """Attacks on any classifier, spiking or not: threat models, gradient sources, attacks."""
 
 from snnrobust.attacks.attack import ATTACKS, Attack, BluntGradientWarning
+from snnrobust.attacks.cw import CW
+from snnrobust.attacks.deepfool import DeepFool
+from snnrobust.attacks.fab import FAB
 from snnrobust.attacks.fgsm import FGSM
 from snnrobust.attacks.goal import Goal
 from snnrobust.attacks.gradient import (
@@ -22,6 +25,7 @@ from snnrobust.attacks.l0 import L0
 from snnrobust.attacks.l1 import L1
 from snnrobust.attacks.l2 import L2
 from snnrobust.attacks.losses import LOSSES, Loss, Targeted, cross_entropy, dlr, dlr_targeted, margin
+from snnrobust.attacks.minimal_norm import MinimalNorm
 from snnrobust.attacks.pgd import PGD
 from snnrobust.attacks.random_noise import RandomNoise, RandomSign
 from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
@@ -32,7 +36,9 @@ __all__ = [
     "ATTACKS",
     "BPDA",
     "BPTR",
+    "CW",
     "EOT",
+    "FAB",
     "FGSM",
     "HART",
     "L0",
@@ -48,12 +54,14 @@ __all__ = [
     "Attack",
     "Backprop",
     "BluntGradientWarning",
+    "DeepFool",
     "EvolutionStrategies",
     "FromModel",
     "Goal",
     "GradientSource",
     "Linf",
     "Loss",
+    "MinimalNorm",
     "RandomNoise",
     "RandomSign",
     "StraightThrough",

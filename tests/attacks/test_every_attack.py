@@ -8,7 +8,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snnrobust.attacks import ATTACKS, FGSM, L0, L1, L2, PGD, Linf, RandomNoise, RandomSign, ThreatModel, Transfer
+from snnrobust.attacks import (
+    ATTACKS,
+    CW,
+    FAB,
+    FGSM,
+    L0,
+    L1,
+    L2,
+    PGD,
+    DeepFool,
+    Linf,
+    MinimalNorm,
+    RandomNoise,
+    RandomSign,
+    ThreatModel,
+    Transfer,
+)
 from snnrobust.attacks.attack import Attack
 
 BUDGETS: dict[str, float] = {"Linf": 0.1, "L2": 0.6, "L1": 1.5, "L0": 3}
@@ -23,7 +39,15 @@ class Case(NamedTuple):
 
 
 CASES: dict[str, Case] = {
+    "CW": Case(lambda threat: CW(threat, steps=5, search_steps=3, lr=0.1, c=1.0, selection_draws=2), ("L2",)),
+    "DeepFool": Case(lambda threat: DeepFool(threat, steps=4, selection_draws=2), ("Linf", "L2")),
+    "FAB": Case(lambda threat: FAB(threat, steps=3, restarts=2, selection_draws=2), ("Linf", "L2", "L1")),
+    "FAB, each class": Case(
+        lambda threat: FAB(threat, steps=3, each_class=True, classes=2, final_steps=0, selection_draws=2),
+        ("Linf", "L2", "L1"),
+    ),
     "FGSM": Case(FGSM),
+    "MinimalNorm": Case(lambda threat: MinimalNorm(PGD(threat, steps=2), steps=3, selection_draws=2)),
     "PGD": Case(lambda threat: PGD(threat, steps=3)),
     "PGD, restarts, early stop": Case(lambda threat: PGD(threat, steps=3, restarts=2, early_stop=True)),
     "RandomNoise": Case(RandomNoise),
