@@ -36,24 +36,19 @@ class Closest:
         self.distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
 
     def offer(self, index: Tensor, candidate: Tensor, logits: Tensor, *labels: object) -> Tensor:
-        """Candidates for the samples at ``index`` with their logits; bool ``[len(index)]``, who became the closest.
+        """Candidates for the samples at ``index`` with their logits; bool ``[len(index)]``, which of them reach the goal.
 
         ``labels`` name the draws of this occasion.
         """
         if len(index) == 0:
             return torch.zeros(0, dtype=torch.bool, device=index.device)
+        stream = self.stream.select(index.cpu()).fork("confirm", *labels)
+        reached = always_reached(self.model, candidate, self.goal.select(index), logits, stream, self.draws)
         distance = self.threat.select(index).distance(self.x[index], candidate)
-        aim = self.goal.select(index)
-        wins = aim.reached(logits) & (distance < self.distance[index])
-        if self.draws > 1 and wins.any():
-            rows = wins.nonzero()[:, 0]
-            stream = self.stream.select(index[rows].cpu()).fork("confirm", *labels)
-            wins[rows] = always_reached(
-                self.model, candidate[rows], aim.select(rows), logits[rows], stream, self.draws
-            )
+        wins = reached & (distance < self.distance[index])
         self.x_adv[index[wins]] = candidate[wins]
         self.distance[index[wins]] = distance[wins]
-        return wins
+        return reached
 
     def within(self, attempt: Tensor) -> Tensor:
         """The closest one where the budget allows it; elsewhere the projection of it, or of ``attempt``, or ``x``, as is worst."""

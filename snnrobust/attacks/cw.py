@@ -54,9 +54,9 @@ class CW(Attack):
 
     threat: ThreatModel
     steps: int = 200
-    search_steps: int = 9
-    lr: float = 0.01
-    c: float = 1e-3
+    search_steps: int = 7
+    lr: float = 0.05
+    c: float = 0.1
     confidence: float = 0.0
     abort_early: bool = True
     gradient: GradientSource = field(default_factory=Backprop)
@@ -117,8 +117,8 @@ class CW(Attack):
             reached, beyond = aim.reached(logits), aim.margin(logits.double())
             sure = reached & (beyond >= self.confidence)
             rows = sure.nonzero()[:, 0]
-            wins = closest.offer(index[rows], at[rows], logits[rows], search, i)
-            found[going[rows]] |= wins if closest.draws > 1 else True
+            sure[rows] = closest.offer(index[rows], at[rows], logits[rows], search, i)
+            found[going] |= sure
             attempt[index] = at
             change = middle + half * squashed - centre[going]
             pull = torch.where(sure, 0.0, c[going])

@@ -123,9 +123,9 @@ class FAB(Attack):
             mixed = (1 - alpha) * (x_i.double() + self.eta * near) + alpha * (exact + self.eta * direct)
             x_i = mixed.clamp(low, high).to(start.dtype)
             logits = predict(model, x_i, aim, stream.fork("check", i))
-            closest.offer(active, x_i, logits, restart, stream.key, i)
+            reached = closest.offer(active, x_i, logits, stream.key, i)
             back = (exact + self.beta * (x_i.double() - exact)).clamp(low, high).to(start.dtype)
-            x_i = torch.where(aim.reached(logits).view(shape), back, x_i)
+            x_i = torch.where(reached.view(shape), back, x_i)
         attempt = attempt.clone()
         attempt[active] = x_i
         return attempt
@@ -142,5 +142,5 @@ class FAB(Attack):
         for i in range(self.final_steps):
             share = (low + high) / 2
             at = (x + share.view(shape) * way).clamp(*self.threat.bounds).to(closest.x.dtype)
-            wins = closest.offer(index, at, predict(closest.model, at, aim, here.fork(i)), "final", i)
-            low, high = torch.where(wins, low, share), torch.where(wins, share, high)
+            reached = closest.offer(index, at, predict(closest.model, at, aim, here.fork(i)), "final", i)
+            low, high = torch.where(reached, low, share), torch.where(reached, share, high)

@@ -73,9 +73,9 @@ class MinimalNorm(Attack):
             middle = middle.floor() if isinstance(self.threat, L0) else middle
             here = stream.fork("halving", i)
             shorter = self.threat.at(middle).project(closest.x_adv[index], x[index])
-            wins = self._offer(closest, index, shorter, here.fork("shorter"))
-            if not wins.all():
-                self._try(closest, index[~wins], middle[~wins], here)
+            reached = self._offer(closest, index, shorter, here.fork("shorter"))
+            if not reached.all():
+                self._try(closest, index[~reached], middle[~reached], here)
             failed = closest.distance[index] > middle
             low[index[failed]] = middle[failed]
         return torch.where(closest.distance.isfinite().view(-1, *[1] * (x.dim() - 1)), closest.x_adv, result)
