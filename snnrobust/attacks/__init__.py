@@ -4,6 +4,9 @@ from snnrobust.attacks.attack import ATTACKS, Attack, BluntGradientWarning
 from snnrobust.attacks.auto_pgd import APGD
 from snnrobust.attacks.auto_pgd_targeted import APGDT
 from snnrobust.attacks.bim import BIM
+from snnrobust.attacks.cw import CW
+from snnrobust.attacks.deepfool import DeepFool
+from snnrobust.attacks.fab import FAB
 from snnrobust.attacks.fgsm import FGSM
 from snnrobust.attacks.goal import Goal
 from snnrobust.attacks.gradient import (
@@ -28,6 +31,7 @@ from snnrobust.attacks.l1 import L1
 from snnrobust.attacks.l2 import L2
 from snnrobust.attacks.losses import LOSSES, Loss, Targeted, cross_entropy, dlr, dlr_targeted, margin
 from snnrobust.attacks.mi_fgsm import MIFGSM
+from snnrobust.attacks.minimal_norm import MinimalNorm
 from snnrobust.attacks.nes import NES, SPSAAttack
 from snnrobust.attacks.pgd import PGD
 from snnrobust.attacks.r_fgsm import RFGSM
@@ -47,7 +51,9 @@ __all__ = [
     "BIM",
     "BPDA",
     "BPTR",
+    "CW",
     "EOT",
+    "FAB",
     "FGSM",
     "HART",
     "L0",
@@ -67,6 +73,7 @@ __all__ = [
     "Attack",
     "Backprop",
     "BluntGradientWarning",
+    "DeepFool",
     "EvolutionStrategies",
     "FromModel",
     "Goal",
@@ -74,6 +81,7 @@ __all__ = [
     "HopSkipJump",
     "Linf",
     "Loss",
+    "MinimalNorm",
     "Mixed",
     "RandomNoise",
     "RandomSign",
