@@ -1,6 +1,8 @@
 """Attacks on any classifier, spiking or not: threat models, gradient sources, attacks."""
 
 from snnrobust.attacks.attack import ATTACKS, Attack, BluntGradientWarning
+from snnrobust.attacks.bit_flip import BitFlipAttack
+from snnrobust.attacks.bit_flip_result import BitFlipResult
 from snnrobust.attacks.fgsm import FGSM
 from snnrobust.attacks.gradient import (
     EOT,
@@ -29,7 +31,7 @@ from snnrobust.attacks.transfer import Transfer
 
 __all__ = [
     "ASSG", "ATTACKS", "BPDA", "BPTR", "EOT", "FGSM", "HART", "L0", "L1", "L2", "PDSG", "PGD", "RGA", "SOURCES", "SPSA",
-    "THREATS", "Attack", "Backprop", "BluntGradientWarning", "EvolutionStrategies", "FromModel", "GradientSource", "Linf",
-    "RandomNoise", "RandomSign", "StraightThrough", "Surrogate", "ThreatModel", "Transfer", "again", "begin", "cross_entropy",
-    "margin",
+    "THREATS", "Attack", "Backprop", "BitFlipAttack", "BitFlipResult", "BluntGradientWarning", "EvolutionStrategies",
+    "FromModel", "GradientSource", "Linf", "RandomNoise", "RandomSign", "StraightThrough", "Surrogate", "ThreatModel",
+    "Transfer", "again", "begin", "cross_entropy", "margin",
 ]  # fmt: skip

@@ -108,7 +108,8 @@ class StoredWeights:
     @property
     def step(self) -> Tensor:
         r""":math:`\Delta`, float64, shape of ``largest``."""
-        return self.largest / (2 ** (self.bits - 1) - 1)
+        step: Tensor = self.largest / (2 ** (self.bits - 1) - 1)
+        return step
 
     @property
     def codes(self) -> Tensor:
@@ -117,7 +118,14 @@ class StoredWeights:
 
     def values(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """The weights that the words stand for; the largest is to the bit what was stored."""
-        return (self.codes.double() / (2 ** (self.bits - 1) - 1) * self.largest).to(dtype)
+        exact: Tensor = self.codes.double() / (2 ** (self.bits - 1) - 1) * self.largest
+        return exact.to(dtype)
+
+    def at(self, index: Tensor) -> Tensor:
+        """``values().flatten()[index]``, and no more computed than that."""
+        codes = from_words(self.words.flatten()[index], self.bits).double()
+        largest = self.largest.expand(self.words.shape)[torch.unravel_index(index, self.words.shape)]
+        return codes.div_(2 ** (self.bits - 1) - 1).mul_(largest)
 
     def flip(self, index: Tensor, bit: Tensor) -> Self:
         """With bits flipped: :func:`flip_bits`. A sign bit can reach -2^(k-1), a step beyond what was quantized."""

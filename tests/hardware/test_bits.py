@@ -83,6 +83,9 @@ def test_stored_values_are_those_of_the_quantizer(bits, dtype):
     assert rows.largest.shape == (1, 5, 1)
     for j in range(5):
         assert torch.equal(rows.values(dtype)[:, j], uniform(w[:, j], bits))
+    some = torch.tensor([3, 104, 3, 50])
+    assert torch.equal(rows.at(some), rows.values().flatten()[some])
+    assert torch.equal(stored.at(some), stored.values().flatten()[some])
 
 
 def test_a_flip_changes_the_weight_by_its_delta_and_no_other():
