@@ -24,6 +24,9 @@ from snnrobust.attacks.gradient_transfer import FromModel
 from snnrobust.attacks.l0 import L0
 from snnrobust.attacks.l1 import L1
 from snnrobust.attacks.l2 import L2
+from snnrobust.attacks.membership import ThresholdMIA
+from snnrobust.attacks.membership_report import MembershipReport, membership_report
+from snnrobust.attacks.membership_shadow import OfflineLiRA, ShadowMIA, Shadows, train_shadows
 from snnrobust.attacks.pgd import PGD
 from snnrobust.attacks.random_noise import RandomNoise, RandomSign
 from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
@@ -32,6 +35,7 @@ from snnrobust.attacks.transfer import Transfer
 __all__ = [
     "ASSG", "ATTACKS", "BPDA", "BPTR", "EOT", "FGSM", "HART", "L0", "L1", "L2", "PDSG", "PGD", "RGA", "SOURCES", "SPSA",
     "THREATS", "Attack", "Backprop", "BitFlipAttack", "BitFlipResult", "BluntGradientWarning", "EvolutionStrategies",
-    "FromModel", "GradientSource", "Linf", "RandomNoise", "RandomSign", "StraightThrough", "Surrogate", "ThreatModel",
-    "Transfer", "again", "begin", "cross_entropy", "margin",
+    "FromModel", "GradientSource", "Linf", "MembershipReport", "OfflineLiRA", "RandomNoise", "RandomSign", "ShadowMIA",
+    "Shadows", "StraightThrough", "Surrogate", "ThreatModel", "ThresholdMIA", "Transfer", "again", "begin",
+    "cross_entropy", "margin", "membership_report", "train_shadows",
 ]  # fmt: skip
