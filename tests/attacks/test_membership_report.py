@@ -28,7 +28,7 @@ def test_measures_are_those_of_scipy_and_of_enumeration(members, others):
     assert found.auc.value == pytest.approx(pairs.mean(), abs=1e-9)
     assert found.auc.low <= found.auc.value <= found.auc.high
     # max |TPR - FPR| is the Kolmogorov-Smirnov statistic
-    assert found.advantage_max == pytest.approx(stats.ks_2samp(a, b).statistic, abs=1e-9)
+    assert found.advantage_max == pytest.approx(stats.ks_2samp(a, b, method="asymp").statistic, abs=1e-9)
     assert found.balanced_accuracy_max == pytest.approx(0.5 + found.advantage_max / 2)
     assert found.balanced_accuracy.value <= found.balanced_accuracy_max + 1e-9
     assert found.advantage.value == pytest.approx(2 * found.balanced_accuracy.value - 1)
@@ -43,7 +43,7 @@ def test_measures_are_those_of_scipy_and_of_enumeration(members, others):
 
 def test_the_curve_is_scikit_learns():
     rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 20, 60) + 3, rng.integers(0, 20, 80)
+    a, b = 3 + rng.integers(0, 20, 60), rng.integers(0, 20, 80)
     found = report(a, b)
     label, score = np.r_[np.ones(60), np.zeros(80)], np.r_[a, b]
     assert found.auc.value == pytest.approx(roc_auc_score(label, score), abs=1e-12)
@@ -108,13 +108,13 @@ def test_the_judged_accuracy_of_noise_is_a_half_and_the_one_in_hindsight_above()
 def test_intervals_of_the_judged_accuracy_and_of_the_tpr_cover():
     """Normal scores a distance of 1 apart: the best threshold is in the middle."""
     rng = np.random.default_rng(2)
-    found = [report(rng.normal(1, 1, 200), rng.normal(0, 1, 2000), fpr=[0.1]) for _ in range(200)]
+    found = [report(rng.normal(1, 1, 200), rng.normal(0, 1, 2000), fpr=[0.1]) for _ in range(120)]
     truth = stats.norm.cdf(0.5)
     assert (
-        sum(f.balanced_accuracy.low <= truth + 0.005 and f.balanced_accuracy.high >= truth - 0.02 for f in found) >= 184
+        sum(f.balanced_accuracy.low <= truth + 0.005 and f.balanced_accuracy.high >= truth - 0.02 for f in found) >= 110
     )
     at = stats.norm.sf(stats.norm.isf(0.1) - 1)
-    assert sum(f.at_fpr[0].tpr.low <= at <= f.at_fpr[0].tpr.high for f in found) >= 180
+    assert sum(f.at_fpr[0].tpr.low <= at <= f.at_fpr[0].tpr.high for f in found) >= 107
 
 
 def test_a_threshold_of_the_attack_is_judged_as_it_is():
