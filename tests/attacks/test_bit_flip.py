@@ -3,6 +3,7 @@
 from copy import deepcopy
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -98,30 +99,52 @@ def test_exact_search_finds_the_best_single_flip(kind):
     assert result.selection.loss[0] == pytest.approx(mean_loss(quantized(model), *data), abs=1e-12)
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("kind", ["ann", "conv"])
-def test_the_first_order_choice_is_that_of_the_formula(kind):
+def test_the_first_order_choice_is_that_of_the_formula(kind, per_channel):
     """In each layer the bit of the largest gradient times change, and of the layers the one whose true loss is larger."""
     model, data, judge = case(kind)
-    losses = all_single_flips(model, *data)
-    victim = quantized(model)
+    axis = 0 if per_channel else None
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    steps = {name: store(m.weight, 8, axis).step.expand(m.weight.shape) for name, m in layers.items()}
+    victim = deepcopy(model)
+    with torch.no_grad():
+        for name, m in layers.items():
+            victim.get_submodule(name).weight.copy_(store(m.weight, 8, axis).values())
     cross_entropy(victim(data[0]), data[1]).mean().backward()
     proposed = {}
-    for name, m in victim.named_modules():
-        if isinstance(m, nn.Linear | nn.Conv2d):
-            step = float(model.get_submodule(name).weight.detach().abs().max()) / 127
-            gains = {}
-            for (layer, where, bit), _ in losses.items():
-                if layer == name:
-                    word = round(float(m.weight.detach()[where]) / step) & 255
-                    sign = -1 if word >> bit & 1 else 1
-                    value = -128 if bit == 7 else 1 << bit
-                    gains[layer, where, bit] = float(m.weight.grad[where]) * sign * value * step
-            best = max(gains, key=gains.__getitem__)
-            proposed[best] = losses[best]
-    result = BFA(flips=1, stop_at=0.0, random_runs=0)(model, data, judge)
+    for name in layers:
+        w, gains = victim.get_submodule(name).weight, {}
+        for where in np.ndindex(*w.shape):
+            step = float(steps[name][where])
+            word = round(float(w.detach()[where]) / step) & 255
+            for bit in range(8):
+                change = (-1 if word >> bit & 1 else 1) * (-128 if bit == 7 else 1 << bit) * step
+                gains[where, bit] = float(w.grad[where]) * change, change
+        where, bit = max(gains, key=lambda pair: gains[pair][0])
+        with torch.no_grad():
+            w[where] += gains[where, bit][1]
+            proposed[name, where, bit] = mean_loss(victim, *data)
+            w[where] -= gains[where, bit][1]
+    result = BFA(flips=1, stop_at=0.0, random_runs=0, per_channel=per_channel)(model, data, judge)
     (flip,) = result.flips
     assert (flip.layer, flip.index, flip.bit) == max(proposed, key=proposed.__getitem__)
     assert result.selection.loss[1] == pytest.approx(max(proposed.values()), abs=1e-12)
+
+
+def test_no_bit_is_flipped_twice_however_much_it_would_gain():
+    model, _, _ = case("ann")
+    memory = BFA(flips=1)._memory(model)
+    gradient = torch.zeros_like(memory.weights["3"])
+    gradient[1, 2] = -1.0
+    best, gain = memory.best("3", gradient, 1000)
+    assert len(best.index) == 8 * 9
+    top = int(best.index[0]), int(best.bit[0])
+    memory.commit("3", best.index[:1], best.bit[:1])
+    again, gain = memory.best("3", -gradient, 1000)
+    assert len(again.index) == 8 * 9 - 1
+    assert top not in set(zip(again.index.tolist(), again.bit.tolist(), strict=True))
+    assert gain.tolist() == sorted(gain.tolist(), reverse=True)
 
 
 @pytest.mark.parametrize("per_channel", [False, True])

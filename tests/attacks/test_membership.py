@@ -1,5 +1,7 @@
 """Membership inference on networks that remember, and on ones that cannot."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +78,14 @@ def test_shadows_find_it_out_with_a_threshold_of_their_own(split, victim, shadow
         assert found.calibrated.low > 0.6
     loss = ThresholdMIA(signal="loss")(victim, members, others)
     np.testing.assert_array_equal(found.members, loss.members)
+
+
+def test_a_threshold_of_shadows_whose_members_look_worse_is_turned_round(split, victim, shadows):
+    members, others, _ = split
+    turned = replace(shadows, inside=~shadows.inside)
+    found, usual = (ShadowMIA(shadows=s, signal="loss")(victim, members, others) for s in (turned, shadows))
+    assert found.auc.value == pytest.approx(1 - usual.auc.value)
+    assert found.calibrated.value == pytest.approx(1 - usual.calibrated.value)
 
 
 @pytest.mark.parametrize("variance", ["global", "each"])
@@ -174,6 +184,7 @@ def test_random_models_are_averaged_over_keyed_draws():
     assert not torch.equal(found["loss"], signals(model, x.double(), y, seed=3, draws=4, first_id=5)["loss"])
     shares = found["correct"] * 4
     assert torch.equal(shares, shares.round())
+    assert ((shares > 0) & (shares < 4)).any()
     one = signals(model, x.double(), y, seed=3, draws=1)["correct"]
     assert set(one.tolist()) <= {0.0, 1.0}
     report = ThresholdMIA(draws=4)(model, (x[:10].double(), y[:10]), (x[10:].double(), y[10:]), seed=3)
