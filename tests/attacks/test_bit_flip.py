@@ -132,6 +132,23 @@ def test_the_first_order_choice_is_that_of_the_formula(kind, per_channel):
     assert result.selection.loss[1] == pytest.approx(max(proposed.values()), abs=1e-12)
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_gains_are_in_units_of_the_loss(per_channel):
+    """A row of small weights has small steps, where each row has its own."""
+    model, _, _ = case("ann")
+    with torch.no_grad():
+        model[1].weight[0] *= 0.01
+    memory = BFA(flips=1, per_channel=per_channel)._memory(model)
+    gradient = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, gain = memory.best("1", gradient, 1000)
+    stored = memory.stored["1"]
+    for index, bit, value in zip(found.index.tolist(), found.bit.tolist(), gain.tolist(), strict=True):
+        one = stored.flip(torch.tensor([index]), torch.tensor([bit]))
+        change = float(((one.values() - stored.values()) * gradient).sum())
+        assert value == pytest.approx(change, rel=1e-9)
+    assert gain.tolist() == sorted(gain.tolist(), reverse=True)
+
+
 def test_no_bit_is_flipped_twice_however_much_it_would_gain():
     model, _, _ = case("ann")
     memory = BFA(flips=1)._memory(model)
