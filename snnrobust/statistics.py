@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, special, stats
 
-__all__ = ["holm", "mean_interval", "paired_greater"]
+__all__ = ["auc_interval", "exact_interval", "holm", "mean_interval", "paired_greater"]
 
 Values = NDArray[np.float64]
 _RESAMPLES = 4999
@@ -33,6 +33,43 @@ def mean_interval(values: Values, confidence: float = 0.95) -> tuple[float, floa
         rng=np.random.default_rng(0),
     )  # fmt: skip
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def exact_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Clopper and Pearson's interval of a probability: it covers at least as often as it says, for any n."""
+    found = stats.binomtest(successes, n).proportion_ci(confidence, method="exact")
+    return float(found.low), float(found.high)
+
+
+def auc_interval(above: Values, below: Values, confidence: float = 0.95) -> tuple[float, float, float]:
+    r"""Area under the ROC curve, :math:`P(a > b) + P(a = b) / 2` for a from ``above`` and b from ``below``, and its interval.
+
+    The interval is that of DeLong et al. 1988 ("Comparing the areas under two or more correlated receiver operating
+    characteristic curves: a nonparametric approach") on the logit scale. Where that variance is zero, as for samples that do
+    not overlap, it is the score interval with the variance of Hanley and McNeil 1982.
+    """
+    a, b = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    if a.ndim != 1 or b.ndim != 1 or min(len(a), len(b)) < 2 or np.isnan(a).any() or np.isnan(b).any():
+        raise ValueError(f"above and below must be vectors of at least 2 numbers, got shapes {a.shape} and {b.shape}")
+    m, n = len(a), len(b)
+    ranks = stats.rankdata(np.concatenate([a, b]))
+    beats = (ranks[:m] - stats.rankdata(a)) / n  # of each a, the share of b that lies below it
+    beaten = 1 - (ranks[m:] - stats.rankdata(b)) / m
+    auc = float(beats.mean())
+    error = float(np.sqrt(beats.var(ddof=1) / m + beaten.var(ddof=1) / n))
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    # rounding may leave a variance of 1e-33 where it is zero
+    if min(auc, 1 - auc) > 1e-12 and error > 1e-12:
+        centre, half = np.log(auc / (1 - auc)), z * error / (auc * (1 - auc))
+        return auc, float(special.expit(centre - half)), float(special.expit(centre + half))
+
+    def excess(p: float) -> float:
+        size = (m + n) / 2 - 1
+        return (auc - p) ** 2 - z * z * p * (1 - p) * (1 + size * ((1 - p) / (2 - p) + p / (1 + p))) / (m * n)
+
+    low = 0.0 if auc <= 1e-12 else float(optimize.brentq(excess, 1e-15, auc - 1e-13))
+    high = 1.0 if auc >= 1 - 1e-12 else float(optimize.brentq(excess, auc + 1e-13, 1 - 1e-15))
+    return auc, low, high
 
 
 def paired_greater(a: Values, b: Values) -> float:

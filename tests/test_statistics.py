@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from snnrobust.statistics import holm, mean_interval, paired_greater
+from snnrobust.statistics import auc_interval, exact_interval, holm, mean_interval, paired_greater
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 20), (20, 20), (7, 20), (150, 200)])
@@ -64,3 +64,51 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
+
+
+@pytest.mark.parametrize(("found", "n"), [(0, 10), (10, 10), (3, 40)])
+def test_exact_interval_is_that_of_the_beta_distribution(found: int, n: int) -> None:
+    low = 0.0 if found == 0 else stats.beta.ppf(0.025, found, n - found + 1)
+    high = 1.0 if found == n else stats.beta.ppf(0.975, found + 1, n - found)
+    assert exact_interval(found, n) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_area_under_the_curve_is_mann_whitneys_and_its_variance_delongs() -> None:
+    """DeLong's variance written out over all pairs."""
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 12, 30).astype(float) + 2, rng.integers(0, 12, 50).astype(float)
+    auc, low, high = auc_interval(a, b)
+    assert auc == pytest.approx(stats.mannwhitneyu(a, b).statistic / (30 * 50), abs=1e-12)
+    psi = (a[:, None] > b) + 0.5 * (a[:, None] == b)
+    error = np.sqrt(psi.mean(1).var(ddof=1) / 30 + psi.mean(0).var(ddof=1) / 50)
+    logit = np.log(auc / (1 - auc)) + np.array([-1, 1]) * stats.norm.ppf(0.975) * error / (auc * (1 - auc))
+    assert (low, high) == pytest.approx(tuple(1 / (1 + np.exp(-logit))), abs=1e-12)
+    assert auc_interval(b, a) == pytest.approx((1 - auc, 1 - high, 1 - low), abs=1e-12)
+
+
+def test_samples_that_do_not_overlap_do_not_pretend_to_certainty() -> None:
+    a, b = np.arange(10.0) + 100, np.arange(12.0)
+    auc, low, high = auc_interval(a, b)
+    assert (auc, high) == (1.0, 1.0)
+    assert 0.6 < low < 0.95
+    assert auc_interval(b, a) == pytest.approx((0.0, 0.0, 1 - low), abs=1e-9)
+    assert auc_interval(a * 10, b)[1] > auc_interval(a[:5], b[:5])[1]
+    auc, low, high = auc_interval(np.ones(20), np.ones(20))
+    assert auc == 0.5
+    assert low < 0.4
+    assert high > 0.6
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_intervals_of_the_area_cover(shift: float) -> None:
+    rng = np.random.default_rng(0)
+    truth = stats.norm.cdf(shift / np.sqrt(2))
+    found = [auc_interval(rng.normal(shift, 1, 60), rng.normal(0, 1, 60)) for _ in range(400)]
+    hits = sum(low <= truth <= high for _, low, high in found)
+    assert stats.binom.ppf(0.0005, 400, 0.93) <= hits <= stats.binom.ppf(0.9995, 400, 0.97)
+
+
+@pytest.mark.parametrize(("a", "b"), [([1.0], [1.0, 2.0]), ([1.0, np.nan], [1.0, 2.0]), ([[1.0, 2.0]], [1.0, 2.0])])
+def test_the_area_refuses_what_is_no_sample(a: list[float], b: list[float]) -> None:
+    with pytest.raises(ValueError, match="above and below must be vectors"):
+        auc_interval(np.array(a), np.array(b))

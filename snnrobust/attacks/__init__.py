@@ -4,6 +4,8 @@ from snnrobust.attacks.attack import ATTACKS, Attack, BluntGradientWarning
 from snnrobust.attacks.auto_pgd import APGD
 from snnrobust.attacks.auto_pgd_targeted import APGDT
 from snnrobust.attacks.bim import BIM
+from snnrobust.attacks.bit_flip import BitFlipAttack
+from snnrobust.attacks.bit_flip_result import BitFlipResult
 from snnrobust.attacks.cw import CW
 from snnrobust.attacks.deepfool import DeepFool
 from snnrobust.attacks.fab import FAB
@@ -30,6 +32,9 @@ from snnrobust.attacks.l0 import L0
 from snnrobust.attacks.l1 import L1
 from snnrobust.attacks.l2 import L2
 from snnrobust.attacks.losses import LOSSES, Loss, Targeted, cross_entropy, dlr, dlr_targeted, margin
+from snnrobust.attacks.membership import ThresholdMIA
+from snnrobust.attacks.membership_report import MembershipReport, membership_report
+from snnrobust.attacks.membership_shadow import OfflineLiRA, ShadowMIA, Shadows, train_shadows
 from snnrobust.attacks.mi_fgsm import MIFGSM
 from snnrobust.attacks.minimal_norm import MinimalNorm
 from snnrobust.attacks.nes import NES, SPSAAttack
@@ -72,6 +77,8 @@ __all__ = [
     "THREATS",
     "Attack",
     "Backprop",
+    "BitFlipAttack",
+    "BitFlipResult",
     "BluntGradientWarning",
     "DeepFool",
     "EvolutionStrategies",
@@ -81,11 +88,15 @@ __all__ = [
     "HopSkipJump",
     "Linf",
     "Loss",
+    "MembershipReport",
     "MinimalNorm",
     "Mixed",
+    "OfflineLiRA",
     "RandomNoise",
     "RandomSign",
     "SPSAAttack",
+    "ShadowMIA",
+    "Shadows",
     "SparseRS",
     "Square",
     "Stage",
@@ -94,6 +105,7 @@ __all__ = [
     "Surrogate",
     "Targeted",
     "ThreatModel",
+    "ThresholdMIA",
     "Transfer",
     "again",
     "begin",
@@ -101,5 +113,7 @@ __all__ = [
     "dlr",
     "dlr_targeted",
     "margin",
+    "membership_report",
     "standard",
+    "train_shadows",
 ]
