@@ -14,7 +14,7 @@ from snnrobust import checks
 from snnrobust.attacks.attack import BluntGradientWarning
 from snnrobust.attacks.bit_flip_memory import Candidates, Memory, Passes
 from snnrobust.attacks.bit_flip_result import BitFlipResult, Trajectory
-from snnrobust.attacks.gradient import Loss, cross_entropy, margin
+from snnrobust.attacks.losses import Loss, cross_entropy, margin
 from snnrobust.data import Data, take
 from snnrobust.draws import derive, device_of, evaluating, is_stochastic
 from snnrobust.hardware.bits import bit_values

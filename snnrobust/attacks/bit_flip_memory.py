@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from snnrobust import checks
 from snnrobust.attacks.bit_flip_result import Flip
-from snnrobust.attacks.gradient import Loss, cross_entropy
+from snnrobust.attacks.losses import Loss, cross_entropy
 from snnrobust.draws import derive, draws
 from snnrobust.hardware.bits import StoredWeights, flip_deltas, store
 from snnrobust.hardware.deploy import SYNAPTIC, DeployedLayer

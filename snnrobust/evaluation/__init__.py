@@ -6,5 +6,6 @@ from snnrobust.evaluation.evaluate import evaluate
 from snnrobust.evaluation.paragraph import paragraph
 from snnrobust.evaluation.report import RobustnessReport
 
-__all__ = ["Check", "MaskingReport", "RobustnessReport", "diagnose", "evaluate", "paragraph"]
-__all__ = ["AccuracyCurve", "Check", "MaskingReport", "RobustnessReport", "accuracy_curve", "diagnose", "evaluate"]
+__all__ = [
+    "AccuracyCurve", "Check", "MaskingReport", "RobustnessReport", "accuracy_curve", "diagnose", "evaluate", "paragraph",
+]  # fmt: skip
