@@ -16,14 +16,18 @@ from snnrobust.attacks.gradient import (
 from snnrobust.attacks.gradient_adaptive import ASSG, PDSG
 from snnrobust.attacks.gradient_bpda import BPDA
 from snnrobust.attacks.gradient_free import SPSA, EvolutionStrategies
+from snnrobust.attacks.gradient_learning import LearningSignal, TrueTranspose
 from snnrobust.attacks.gradient_rate import BPTR, HART, RGA
+from snnrobust.attacks.gradient_time_summed import TimeSummed
 from snnrobust.attacks.gradient_transfer import FromModel
+from snnrobust.attacks.hybrid import Components, Hybrid
 from snnrobust.attacks.l0 import L0
 from snnrobust.attacks.l1 import L1
 from snnrobust.attacks.l2 import L2
 from snnrobust.attacks.losses import LOSSES, Loss, Targeted, cross_entropy, dlr, dlr_targeted, margin
 from snnrobust.attacks.pgd import PGD
 from snnrobust.attacks.random_noise import RandomNoise, RandomSign
+from snnrobust.attacks.sharmin import Sharmin
 from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
 from snnrobust.attacks.transfer import Transfer
 
@@ -48,19 +52,25 @@ __all__ = [
     "Attack",
     "Backprop",
     "BluntGradientWarning",
+    "Components",
     "EvolutionStrategies",
     "FromModel",
     "Goal",
     "GradientSource",
+    "Hybrid",
+    "LearningSignal",
     "Linf",
     "Loss",
     "RandomNoise",
     "RandomSign",
+    "Sharmin",
     "StraightThrough",
     "Surrogate",
     "Targeted",
     "ThreatModel",
+    "TimeSummed",
     "Transfer",
+    "TrueTranspose",
     "again",
     "begin",
     "cross_entropy",
