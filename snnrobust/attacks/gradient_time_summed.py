@@ -53,7 +53,13 @@ class TimeSummed:
                     f"{type(model).__name__} calls no linear layer or convolution, so that TimeSummed has no first layer: use "
                     "Backprop"
                 )
-            found = torch.autograd.grad(loss(logits, y).sum(), inputs, allow_unused=True)
+            total = loss(logits, y).sum()
+            found = torch.autograd.grad(total, inputs, allow_unused=True) if total.requires_grad else [None]
+            if all(error is None for error in found):
+                raise ValueError(
+                    "the logits do not depend on x through any differentiable path from the first layer on: a neuron or a "
+                    "quantizer cuts it"
+                )
         gradient = torch.zeros_like(x)
         for given, error in zip(inputs, found, strict=True):
             if not any(prod(given.shape[axis:]) == x[0].numel() for axis in range(1, given.dim())):

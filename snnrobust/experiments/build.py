@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 import torch
 from torch import nn
@@ -20,10 +20,14 @@ from snnrobust.attacks import (
     Backprop,
     FromModel,
     GradientSource,
+    Hybrid,
+    LearningSignal,
     Linf,
     Surrogate,
     ThreatModel,
+    TimeSummed,
     Transfer,
+    TrueTranspose,
 )
 from snnrobust.data import DATASETS, SHAPES
 from snnrobust.draws import derive, evaluating, keyed
@@ -76,11 +80,16 @@ NAMES: dict[str, list[str]] = {
     "learning rule": list(RULES),
     "loss": list(LOSSES),
 }
-_CRAFTED = {name: kind for name, kind in ATTACKS.items() if kind is not Transfer}
+_CRAFTED = {name: kind for name, kind in ATTACKS.items() if kind not in (Transfer, Hybrid)}  # both hold models
 _EFFECTS = {name: kind for name, kind in BACKENDS.items() if kind is not Chain}
 _ELSEWHERE = {EOT: "eot = 8", Surrogate: "surrogate = ...", FromModel: 'source = "..."'}  # keys of their own
-_GRADIENTS = {name: kind for name, kind in SOURCES.items() if kind not in _ELSEWHERE}
-_OWN_SURROGATE = (Backprop, BPDA)  # they differentiate neurons by the surrogates that these have
+_GRADIENTS = {name: kind for name, kind in SOURCES.items() if kind not in (*_ELSEWHERE, LearningSignal)}
+_OWN_SURROGATE = (
+    Backprop,
+    BPDA,
+    TimeSummed,
+    TrueTranspose,
+)  # they differentiate neurons by the surrogates that these have
 NAMES |= {"threat": list(THREATS), "attack": list(_CRAFTED), "backend": list(_EFFECTS)}
 NAMES |= {"gradient source": list(_GRADIENTS)}
 
@@ -162,8 +171,11 @@ def build_attack(
         random: Whether the model that it differentiates has randomness: without it, averaging draws is a waste.
         threat: Default Linf.
     """
+    kind = _CRAFTED.get(section.attack.type)
     gradient = (
-        Backprop() if section.gradient is None else _gradient(section.gradient, f"attacks.{section.name}.gradient")
+        _default_gradient(kind)
+        if section.gradient is None
+        else _gradient(section.gradient, f"attacks.{section.name}.gradient")
     )
     if section.surrogate is not None:
         if not isinstance(gradient, _OWN_SURROGATE):
@@ -175,7 +187,6 @@ def build_attack(
         gradient = EOT(section.eot, gradient)
     component, where = section.attack, f"attacks.{section.name}.attack"
     given: dict[str, object] = {}
-    kind = _CRAFTED.get(component.type)
     arguments = dict(component.arguments)
     if kind is not None:
         accepted = {f.name for f in fields(kind)}  # type: ignore[arg-type]
@@ -191,10 +202,21 @@ def build_attack(
     return attack if section.source is None else Transfer(attack, models[section.source])
 
 
+def _default_gradient(kind: type[Attack] | None) -> GradientSource:
+    """What an attack differentiates unless it is told otherwise."""
+    made = [f.default_factory for f in fields(kind) if f.name == "gradient"] if kind is not None else []  # type: ignore[arg-type]
+    return Backprop() if not made or made[0] is MISSING else made[0]()
+
+
 def _gradient(component: Component, where: str) -> GradientSource:
     for kind, key in _ELSEWHERE.items():
         if component.type == kind.__name__:
             raise ValueError(f"{where}: {component.type} is written {key} in the section of the attack")
+    if component.type == LearningSignal.__name__:
+        raise ValueError(
+            f"{where}: LearningSignal needs the rule that trained the victim, with its seed, as an object: use it from Python, "
+            "see docs/attacks/hybrid.md"
+        )
     checks.choice(f"{where}.type", component.type, _GRADIENTS)
     own = [f.name for f in fields(_GRADIENTS[component.type])]
     inner = {"source": Backprop()} if "source" in own else {}
