@@ -59,7 +59,7 @@ class Plan:
     lr: float = 1e-3
     eps: float = 0.1
     steps: int = 40
-    queries: int = 500
+    queries: int = 200
     n: int = 1000
 
 
@@ -90,7 +90,7 @@ def judged(plan: Plan, rule: str, seed: int, folder: Path) -> dict[str, float]:
     signals = [attacks.LearningSignal(trainer, how) for how in feedbacks]
     hybrid = attacks.Hybrid.white_box(
         attacks.PGD(threat, steps=plan.steps), others, *signals,
-        surrogates={"ATan(4)": ATan(4.0), "ATan(10)": ATan(10.0)},
+        surrogates={"ATan(4)": ATan(4.0), "ATan(10)": ATan(10.0)}, refine=attacks.Square(threat, queries=plan.queries),
     )  # fmt: skip
     every = {SIGNS: attacks.RandomSign(threat), **hybrid.attacks, HYBRID: hybrid}
     report = evaluation.evaluate(

@@ -20,14 +20,18 @@ from snnrobust.attacks.gradient_learning import LearningSignal, TrueTranspose
 from snnrobust.attacks.gradient_rate import BPTR, HART, RGA
 from snnrobust.attacks.gradient_time_summed import TimeSummed
 from snnrobust.attacks.gradient_transfer import FromModel
+from snnrobust.attacks.hop_skip_jump import HopSkipJump
 from snnrobust.attacks.hybrid import Components, Hybrid
 from snnrobust.attacks.l0 import L0
 from snnrobust.attacks.l1 import L1
 from snnrobust.attacks.l2 import L2
 from snnrobust.attacks.losses import LOSSES, Loss, Targeted, cross_entropy, dlr, dlr_targeted, margin
+from snnrobust.attacks.nes import NES, SPSAAttack
 from snnrobust.attacks.pgd import PGD
 from snnrobust.attacks.random_noise import RandomNoise, RandomSign
 from snnrobust.attacks.sharmin import Sharmin
+from snnrobust.attacks.sparse_rs import SparseRS
+from snnrobust.attacks.square import Square
 from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
 from snnrobust.attacks.transfer import Transfer
 
@@ -43,6 +47,7 @@ __all__ = [
     "L1",
     "L2",
     "LOSSES",
+    "NES",
     "PDSG",
     "PGD",
     "RGA",
@@ -57,13 +62,17 @@ __all__ = [
     "FromModel",
     "Goal",
     "GradientSource",
+    "HopSkipJump",
     "Hybrid",
     "LearningSignal",
     "Linf",
     "Loss",
     "RandomNoise",
     "RandomSign",
+    "SPSAAttack",
     "Sharmin",
+    "SparseRS",
+    "Square",
     "StraightThrough",
     "Surrogate",
     "Targeted",
