@@ -64,8 +64,7 @@ class LearningSignal:
     def __post_init__(self) -> None:
         if not callable(getattr(self.rule, "input_gradient", None)) or isinstance(self.rule, type):
             raise TypeError(
-                f"rule must be a learning rule with input_gradient, such as DFA(seed=0), got {self.rule!r:.80}: rules of "
-                "several phases have none"
+                f"rule must be a learning rule with input_gradient, such as DFA(seed=0), got {self.rule!r:.80}"
             )
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss, stream: Stream) -> tuple[Tensor, Tensor]:
