@@ -21,6 +21,8 @@ __all__ = ["SparseRS"]
 _SCHEDULE = ((0, 1), (50, 2), (200, 4), (500, 5), (1000, 6), (2000, 8), (4000, 10), (6000, 12), (8000, 15))
 """Up to which of 10,000 queries the first share is divided by what; later by 20."""
 
+_JUMPS = 0.1  # of the proposals
+
 
 @dataclass(frozen=True)
 class SparseRS(Attack):
@@ -39,7 +41,8 @@ class SparseRS(Attack):
 
     Source: Croce, Andriushchenko, Singh, Flammarion and Hein 2022, "Sparse-RS: a versatile framework for query-efficient sparse
     black-box adversarial attacks"; schedule and ``alpha_init`` as in the authors' code. Ours: equal margins are accepted, a
-    colour that is the pixel's own is replaced by the opposite, and a pixel may be chosen again, with another colour.
+    colour that is the pixel's own is replaced by the opposite, a pixel may be chosen again, with another colour, and one proposal
+    in ten moves the first share, rounded up: with few pixels the others move one at a time, and stop where no single one helps.
     """
 
     threat: ThreatModel
@@ -71,15 +74,15 @@ class SparseRS(Attack):
     def _about(self, x: Tensor) -> tuple[tuple[Tensor, ...], int]:
         pixels = self._ball._count(x)
         most = torch.as_tensor(self._ball.budget(pixels), dtype=torch.float64, device=x.device).expand(len(x), 1)
-        return (x, most), 2 * pixels.shape[1] + x[0].numel()
+        return (x, most), 2 * pixels.shape[1] + x[0].numel() + 1
 
     def _move(self, about: tuple[Tensor, ...], held: Tensor, u: Tensor, spent: float) -> Tensor:
         x, most = about
         count, spread = self._ball._count, self._ball._spread
         changed = count((held != x).double()) > 0  # [B, pixels]
-        leaving, entering, colours = u.split([changed.shape[1], changed.shape[1], x[0].numel()], 1)
+        leaving, entering, colours, jump = u.split([changed.shape[1], changed.shape[1], x[0].numel(), 1], 1)
         share = self.alpha_init / next((part for end, part in _SCHEDULE if int(10_000 * spent) <= end), 20)
-        gone = (share * most).floor().clamp(min=1)
+        gone = torch.where(jump < _JUMPS, (self.alpha_init * most).ceil(), (share * most).floor().clamp(min=1))
         kept = changed & ~top(torch.where(changed, leaving, -1.0), gone)
         free = most - kept.sum(1, keepdim=True)
         new = ~kept & top(torch.where(kept, -1.0, entering), free)

@@ -65,8 +65,8 @@ CASES: dict[str, Case] = {
     "Sharmin": Case(lambda threat: Sharmin(threat, steps=3), ("Linf",), ("ann", "chip")),
     "HopSkipJump": Case(lambda threat: HopSkipJump(threat, queries=80, first_trials=8), ("Linf", "L2")),
     "HopSkipJump, draws": Case(lambda threat: HopSkipJump(threat, queries=90, first_trials=5, draws=3), ("L2",)),
-    "NES": Case(lambda threat: NES(threat, queries=33, samples=10, sigma=0.05)),
-    "SPSAAttack": Case(lambda threat: SPSAAttack(threat, queries=33, samples=10, delta=0.05)),
+    "NES": Case(lambda threat: NES(threat, queries=33, samples=10, sigma=0.3)),
+    "SPSAAttack": Case(lambda threat: SPSAAttack(threat, queries=33, samples=10, delta=0.3)),
     "SparseRS": Case(lambda threat: SparseRS(threat, queries=30), ("L0",)),
     "SparseRS, draws, early stop": Case(
         lambda threat: SparseRS(threat, queries=30, draws=2, early_stop=True, selection_draws=4), ("L0",)
