@@ -7,7 +7,8 @@ The same network (784-256-256-10, T = 4, Direct) is trained by BPTT, FA, DFA and
 PGD, whose gradient alone changes: the signal of the victim's own rule, with random feedback at the first layer or with the
 transpose of its weight; the victim's true weights; and those of other models, a twin trained by BPTT from another seed and an
 ordinary network of the same widths. The hybrid attack takes for each sample the worst of these, and of a search from the best
-transferred input. Random signs are what an attacker does who knows nothing.
+transferred input. Random signs are what an attacker does who knows nothing: the measure of one step along a gradient that says
+nothing. PGD along such a gradient turns back and forth, and spends less of the budget.
 
 Accuracy is on the first n test images, misclassified ones included. Nothing is chosen by it. What is done is kept in --output:
 interrupt it as you like, it goes on where it stopped.
@@ -42,9 +43,10 @@ SNN: dict[str, Any] = {
 }  # fmt: skip
 ANN: dict[str, Any] = {"kind": "ordinary", "architecture": "mlp"}
 CLEAN, SIGNS, RANDOM, TRANSPOSE, HYBRID = "clean", "random signs", "own rule, random", "own rule, transpose", "hybrid"
+STEP = "own rule, random, one step"
 OWN = {"own rule": TRANSPOSE}  # of BPTT
 COLUMNS = {
-    CLEAN: "clean", SIGNS: "random\nsigns", RANDOM: "own rule,\nrandom", TRANSPOSE: "own rule,\ntranspose",
+    CLEAN: "clean", SIGNS: "random\nsigns", STEP: "own rule,\nrandom,\none step", RANDOM: "own rule,\nrandom", TRANSPOSE: "own rule,\ntranspose",
     "twin": "transfer:\nBPTT twin", "ann": "transfer:\nANN", "refined": "transfer\nand search", "true weights": "true\nweights",
     HYBRID: "hybrid",
 }  # fmt: skip
@@ -93,6 +95,8 @@ def judged(plan: Plan, rule: str, seed: int, folder: Path) -> dict[str, float]:
         surrogates={"ATan(4)": ATan(4.0), "ATan(10)": ATan(10.0)}, refine=attacks.Square(threat, queries=plan.queries),
     )  # fmt: skip
     every = {SIGNS: attacks.RandomSign(threat), **hybrid.attacks, HYBRID: hybrid}
+    if RANDOM in every:
+        every[STEP] = attacks.FGSM(threat, hybrid.gradients[RANDOM])
     report = evaluation.evaluate(
         victim, data.load(plan.data, "test"), every, n=plan.n, seed=seed, batch_size=500, folder=folder / "cells",
         progress=False, examples=0,

@@ -106,7 +106,7 @@ def test_learning_rule_gradients(
     first = capsys.readouterr().out
     rows = [row.split(" | ") for row in first.splitlines() if row.startswith("| ")]
     assert [row[0] for row in rows] == ["| rule", "| BPTT", "| DFA"]
-    assert rows[0][2:5] == ["clean", "random signs", "own rule, random"]
+    assert rows[0][2:5] == ["clean", "random signs", "own rule, random, one step"]
     assert rows[1][4] == ""  # BPTT has no random feedback
     assert rows[2][4] != ""
     folder = tmp_path / "quick"
