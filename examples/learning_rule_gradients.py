@@ -46,7 +46,8 @@ CLEAN, SIGNS, RANDOM, TRANSPOSE, HYBRID = "clean", "random signs", "own rule, ra
 STEP = "own rule, random, one step"
 OWN = {"own rule": TRANSPOSE}  # of BPTT
 COLUMNS = {
-    CLEAN: "clean", SIGNS: "random\nsigns", STEP: "own rule,\nrandom,\none step", RANDOM: "own rule,\nrandom", TRANSPOSE: "own rule,\ntranspose",
+    CLEAN: "clean", SIGNS: "random\nsigns", STEP: "own rule,\nrandom,\none step", RANDOM: "own rule,\nrandom",
+    TRANSPOSE: "own rule,\ntranspose",
     "twin": "transfer:\nBPTT twin", "ann": "transfer:\nANN", "refined": "transfer\nand search", "true weights": "true\nweights",
     HYBRID: "hybrid",
 }  # fmt: skip
