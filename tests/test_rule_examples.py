@@ -95,3 +95,24 @@ def test_cifar_bntt(run: Callable[..., ModuleType], tmp_path: Path, capsys: pyte
     table = capsys.readouterr().out
     assert table.count("| BNTT | 0 |") == table.count("| none | 0 |") == 1
     assert (tmp_path / "accuracy.png").is_file()
+
+
+def test_learning_rule_gradients(
+    run: Callable[..., ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = run("learning_rule_gradients", "--quick", "--rules", "BPTT", "DFA")
+    script.QUICK = script.Plan("digits", epochs=1, steps=1, queries=3, n=20)
+    script.main()
+    first = capsys.readouterr().out
+    rows = [row.split(" | ") for row in first.splitlines() if row.startswith("| ")]
+    assert [row[0] for row in rows] == ["| rule", "| BPTT", "| DFA"]
+    assert rows[0][2:5] == ["clean", "random signs", "own rule, random, one step"]
+    assert rows[1][4] == ""  # BPTT has no random feedback
+    assert rows[2][4] != ""
+    folder = tmp_path / "quick"
+    assert (folder / "gradients.png").is_file()
+    assert (folder / "table.md").read_text() == "\n".join(row for row in first.splitlines() if row.startswith("|"))
+    cells = {p: p.stat().st_mtime_ns for p in (folder / "cells").iterdir()}
+    script.main()
+    assert "training" not in capsys.readouterr().out  # nothing is computed again
+    assert {p: p.stat().st_mtime_ns for p in (folder / "cells").iterdir()} == cells

@@ -24,10 +24,13 @@ from snnrobust.attacks.gradient import (
 from snnrobust.attacks.gradient_adaptive import ASSG, PDSG
 from snnrobust.attacks.gradient_bpda import BPDA
 from snnrobust.attacks.gradient_free import SPSA, EvolutionStrategies
+from snnrobust.attacks.gradient_learning import LearningSignal, TrueTranspose
 from snnrobust.attacks.gradient_mixed import Mixed
 from snnrobust.attacks.gradient_rate import BPTR, HART, RGA
+from snnrobust.attacks.gradient_time_summed import TimeSummed
 from snnrobust.attacks.gradient_transfer import FromModel
 from snnrobust.attacks.hop_skip_jump import HopSkipJump
+from snnrobust.attacks.hybrid import Components, Hybrid
 from snnrobust.attacks.l0 import L0
 from snnrobust.attacks.l1 import L1
 from snnrobust.attacks.l2 import L2
@@ -42,6 +45,7 @@ from snnrobust.attacks.pgd import PGD
 from snnrobust.attacks.r_fgsm import RFGSM
 from snnrobust.attacks.random_noise import RandomNoise, RandomSign
 from snnrobust.attacks.sa_pgd import SAPGD
+from snnrobust.attacks.sharmin import Sharmin
 from snnrobust.attacks.sparse_rs import SparseRS
 from snnrobust.attacks.square import Square
 from snnrobust.attacks.standard import Stage, Standard, standard
@@ -80,12 +84,15 @@ __all__ = [
     "BitFlipAttack",
     "BitFlipResult",
     "BluntGradientWarning",
+    "Components",
     "DeepFool",
     "EvolutionStrategies",
     "FromModel",
     "Goal",
     "GradientSource",
     "HopSkipJump",
+    "Hybrid",
+    "LearningSignal",
     "Linf",
     "Loss",
     "MembershipReport",
@@ -97,6 +104,7 @@ __all__ = [
     "SPSAAttack",
     "ShadowMIA",
     "Shadows",
+    "Sharmin",
     "SparseRS",
     "Square",
     "Stage",
@@ -106,7 +114,9 @@ __all__ = [
     "Targeted",
     "ThreatModel",
     "ThresholdMIA",
+    "TimeSummed",
     "Transfer",
+    "TrueTranspose",
     "again",
     "begin",
     "cross_entropy",

@@ -84,4 +84,6 @@ def models_in(part: Any) -> list[nn.Module]:
         return [part]
     if dataclasses.is_dataclass(part) and not isinstance(part, type):
         return [m for field in dataclasses.fields(part) for m in models_in(getattr(part, field.name))]
+    if isinstance(part, Mapping):
+        return [m for value in part.values() for m in models_in(value)]
     return []

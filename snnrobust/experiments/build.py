@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 import torch
 from torch import nn
@@ -20,13 +20,17 @@ from snnrobust.attacks import (
     Backprop,
     FromModel,
     GradientSource,
+    Hybrid,
+    LearningSignal,
     Linf,
     MinimalNorm,
     Mixed,
     Standard,
     Surrogate,
     ThreatModel,
+    TimeSummed,
     Transfer,
+    TrueTranspose,
 )
 from snnrobust.data import DATASETS, SHAPES
 from snnrobust.draws import derive, evaluating, keyed
@@ -83,10 +87,16 @@ NAMES: dict[str, list[str]] = {
 _CRAFTED = {
     name: kind for name, kind in ATTACKS.items() if kind not in (MinimalNorm, Transfer)
 }  # they hold another attack
+_CRAFTED = {name: kind for name, kind in ATTACKS.items() if kind not in (Transfer, Hybrid)}  # both hold models
 _EFFECTS = {name: kind for name, kind in BACKENDS.items() if kind is not Chain}
 _ELSEWHERE = {EOT: "eot = 8", Surrogate: "surrogate = ...", FromModel: 'source = "..."'}  # keys of their own
-_GRADIENTS = {name: kind for name, kind in SOURCES.items() if kind not in _ELSEWHERE}
-_OWN_SURROGATE = (Backprop, BPDA)  # they differentiate neurons by the surrogates that these have
+_GRADIENTS = {name: kind for name, kind in SOURCES.items() if kind not in (*_ELSEWHERE, LearningSignal)}
+_OWN_SURROGATE = (
+    Backprop,
+    BPDA,
+    TimeSummed,
+    TrueTranspose,
+)  # they differentiate neurons by the surrogates that these have
 NAMES |= {"threat": list(THREATS), "attack": list(_CRAFTED), "backend": list(_EFFECTS)}
 NAMES |= {"gradient source": list(_GRADIENTS)}
 
@@ -168,8 +178,11 @@ def build_attack(
         random: Whether the model that it differentiates has randomness: without it, averaging draws is a waste.
         threat: Default Linf.
     """
+    kind = _CRAFTED.get(section.attack.type)
     gradient = (
-        Backprop() if section.gradient is None else _gradient(section.gradient, f"attacks.{section.name}.gradient")
+        _default_gradient(kind)
+        if section.gradient is None
+        else _gradient(section.gradient, f"attacks.{section.name}.gradient")
     )
     if section.surrogate is not None:
         if not isinstance(gradient, _OWN_SURROGATE):
@@ -181,7 +194,6 @@ def build_attack(
         gradient = EOT(section.eot, gradient)
     component, where = section.attack, f"attacks.{section.name}.attack"
     given: dict[str, object] = {}
-    kind = _CRAFTED.get(component.type)
     arguments = dict(component.arguments)
     if kind is not None:
         accepted = {f.name for f in fields(kind)}  # type: ignore[arg-type]
@@ -204,10 +216,21 @@ def takes_gradient(name: str) -> bool:
     return "gradient" in {f.name for f in fields(_CRAFTED[name])} if name in _CRAFTED else True  # type: ignore[arg-type]
 
 
+def _default_gradient(kind: type[Attack] | None) -> GradientSource:
+    """What an attack differentiates unless it is told otherwise."""
+    made = [f.default_factory for f in fields(kind) if f.name == "gradient"] if kind is not None else []  # type: ignore[arg-type]
+    return Backprop() if not made or made[0] is MISSING else made[0]()
+
+
 def _gradient(component: Component, where: str) -> GradientSource:
     for kind, key in _ELSEWHERE.items():
         if component.type == kind.__name__:
             raise ValueError(f"{where}: {component.type} is written {key} in the section of the attack")
+    if component.type == LearningSignal.__name__:
+        raise ValueError(
+            f"{where}: LearningSignal needs the rule that trained the victim, with its seed, as an object: use it from Python, "
+            "see docs/attacks/hybrid.md"
+        )
     checks.choice(f"{where}.type", component.type, _GRADIENTS)
     if component.type == Mixed.__name__:
         return _mixed(component, where)

@@ -21,14 +21,18 @@ from snnrobust.attacks import (
     Backprop,
     EvolutionStrategies,
     FromModel,
+    LearningSignal,
     Linf,
     Mixed,
     StraightThrough,
     Surrogate,
+    TimeSummed,
+    TrueTranspose,
     cross_entropy,
 )
 from snnrobust.attacks.gradient import registered
 from snnrobust.draws import Stream
+from snnrobust.learning_rules import BPTT
 from snnrobust.neurons import surrogate
 from snnrobust.neurons.surrogate import ATan
 
@@ -42,11 +46,14 @@ ALL = {
     "FromModel": lambda model: FromModel(model),
     "HART": lambda model: HART(),
     "Mixed": lambda model: Mixed((ASSG(), RGA(), Surrogate(ATan(4.0)))),
+    "LearningSignal": lambda model: LearningSignal(BPTT()),
     "PDSG": lambda model: PDSG(),
     "RGA": lambda model: RGA(),
     "SPSA": lambda model: SPSA(100),
     "StraightThrough": lambda model: StraightThrough(),
     "Surrogate": lambda model: Surrogate(ATan(4.0)),
+    "TimeSummed": lambda model: TimeSummed(),
+    "TrueTranspose": lambda model: TrueTranspose(),
 }
 
 
@@ -105,6 +112,11 @@ def test_masked_neurons_are_seen_through(digits_snn, record_property):
 
 @pytest.mark.parametrize(
     "name", sorted(set(ALL) - {"Backprop", "EOT", "Surrogate", "FromModel", "Mixed", "EvolutionStrategies", "SPSA"})
+    "name",
+    sorted(
+        set(ALL)
+        - {"Backprop", "EOT", "Surrogate", "FromModel", "EvolutionStrategies", "SPSA", "LearningSignal", "TimeSummed"}
+    ),
 )
 def test_each_passes_on_the_errors_of_what_it_calls(name, digits_snn):
     model, x, y = digits_snn

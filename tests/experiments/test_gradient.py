@@ -18,8 +18,12 @@ from snnrobust.attacks import (
     Backprop,
     EvolutionStrategies,
     Mixed,
+    Linf,
+    Sharmin,
     Surrogate,
+    TimeSummed,
     Transfer,
+    TrueTranspose,
 )
 from snnrobust.experiments.build import NAMES, build_attack
 from snnrobust.neurons.surrogate import ATan
@@ -86,11 +90,20 @@ def test_what_is_built() -> None:
     sources = '[{ type = "ASSG", degree = 0.3 }, { type = "Surrogate", surrogate = { type = "ATan" } }]'
     assert _attack(f'gradient = {{ type = "Mixed", sources = {sources} }}\neot = 2') == EOT(
         2, Mixed((ASSG(degree=0.3), Surrogate(ATan())))
+    assert _attack('gradient = { type = "TrueTranspose", surrogate = { type = "ATan" } }') == TrueTranspose(ATan())
+    assert _attack('gradient = { type = "TimeSummed" }\nsurrogate = { type = "ATan" }') == Surrogate(
+        ATan(), TimeSummed()
     )
     transfer = _attack('gradient = { type = "ASSG" }\nsource = "snn"')
     assert isinstance(transfer, Transfer)
     assert isinstance(transfer.attack, PGD)
     assert transfer.attack.gradient == ASSG()
+
+
+def test_an_attack_keeps_its_own_gradient() -> None:
+    text = FILE.format(gradient="eot = 3").replace('"PGD", steps = 2', '"Sharmin"')
+    attack = build_attack(experiments.parse(text).attacks[1], {}, True)
+    assert attack == Sharmin(Linf(0.0), gradient=EOT(3, TimeSummed()))
 
 
 def test_a_transfer_of_a_source_for_spiking_neurons_meets_other_models() -> None:
@@ -102,6 +115,10 @@ def test_a_transfer_of_a_source_for_spiking_neurons_meets_other_models() -> None
     ("gradient", "words"),
     [
         ('gradient = { type = "ASG" }', r"attacks\.examined\.gradient\.type must be one of .*did you mean 'ASSG'"),
+        (
+            'gradient = { type = "LearningSignal", rule = "DFA" }',
+            "LearningSignal needs the rule that trained the victim",
+        ),
         (
             'gradient = { type = "ASSG", degre = 0.3 }',
             r"attacks\.examined\.gradient\.degre: ASSG has no argument.*'degree'",
