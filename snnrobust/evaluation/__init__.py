@@ -1,7 +1,7 @@
 """The verdict: robust accuracy and the diagnosis that stands beside it."""
 
-from snnrobust.evaluation.diagnose import Check, MaskingReport, diagnose
+from snnrobust.evaluation.diagnose import CHECKS, Check, MaskingReport, diagnose
 from snnrobust.evaluation.evaluate import evaluate
 from snnrobust.evaluation.report import RobustnessReport
 
-__all__ = ["Check", "MaskingReport", "RobustnessReport", "diagnose", "evaluate"]
+__all__ = ["CHECKS", "Check", "MaskingReport", "RobustnessReport", "diagnose", "evaluate"]
