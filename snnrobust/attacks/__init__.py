@@ -18,12 +18,16 @@ from snnrobust.attacks.gradient_bpda import BPDA
 from snnrobust.attacks.gradient_free import SPSA, EvolutionStrategies
 from snnrobust.attacks.gradient_rate import BPTR, HART, RGA
 from snnrobust.attacks.gradient_transfer import FromModel
+from snnrobust.attacks.hop_skip_jump import HopSkipJump
 from snnrobust.attacks.l0 import L0
 from snnrobust.attacks.l1 import L1
 from snnrobust.attacks.l2 import L2
 from snnrobust.attacks.losses import LOSSES, Loss, Targeted, cross_entropy, dlr, dlr_targeted, margin
+from snnrobust.attacks.nes import NES, SPSAAttack
 from snnrobust.attacks.pgd import PGD
 from snnrobust.attacks.random_noise import RandomNoise, RandomSign
+from snnrobust.attacks.sparse_rs import SparseRS
+from snnrobust.attacks.square import Square
 from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
 from snnrobust.attacks.transfer import Transfer
 
@@ -39,6 +43,7 @@ __all__ = [
     "L1",
     "L2",
     "LOSSES",
+    "NES",
     "PDSG",
     "PGD",
     "RGA",
@@ -52,10 +57,14 @@ __all__ = [
     "FromModel",
     "Goal",
     "GradientSource",
+    "HopSkipJump",
     "Linf",
     "Loss",
     "RandomNoise",
     "RandomSign",
+    "SPSAAttack",
+    "SparseRS",
+    "Square",
     "StraightThrough",
     "Surrogate",
     "Targeted",

@@ -8,7 +8,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snnrobust.attacks import ATTACKS, FGSM, L0, L1, L2, PGD, Linf, RandomNoise, RandomSign, ThreatModel, Transfer
+from snnrobust.attacks import (
+    ATTACKS,
+    FGSM,
+    L0,
+    L1,
+    L2,
+    NES,
+    PGD,
+    HopSkipJump,
+    Linf,
+    RandomNoise,
+    RandomSign,
+    SparseRS,
+    SPSAAttack,
+    Square,
+    ThreatModel,
+    Transfer,
+)
 from snnrobust.attacks.attack import Attack
 
 BUDGETS: dict[str, float] = {"Linf": 0.1, "L2": 0.6, "L1": 1.5, "L0": 3}
@@ -28,6 +45,18 @@ CASES: dict[str, Case] = {
     "PGD, restarts, early stop": Case(lambda threat: PGD(threat, steps=3, restarts=2, early_stop=True)),
     "RandomNoise": Case(RandomNoise),
     "RandomSign": Case(RandomSign, ("Linf",)),
+    "HopSkipJump": Case(lambda threat: HopSkipJump(threat, queries=80, first_trials=8), ("Linf", "L2")),
+    "HopSkipJump, draws": Case(lambda threat: HopSkipJump(threat, queries=90, first_trials=5, draws=3), ("L2",)),
+    "NES": Case(lambda threat: NES(threat, queries=33, samples=10, sigma=0.05)),
+    "SPSAAttack": Case(lambda threat: SPSAAttack(threat, queries=33, samples=10, delta=0.05)),
+    "SparseRS": Case(lambda threat: SparseRS(threat, queries=30), ("L0",)),
+    "SparseRS, draws, early stop": Case(
+        lambda threat: SparseRS(threat, queries=30, draws=2, early_stop=True, selection_draws=4), ("L0",)
+    ),
+    "Square": Case(lambda threat: Square(threat, queries=30), ("Linf", "L2", "L1")),
+    "Square, draws, early stop": Case(
+        lambda threat: Square(threat, queries=30, draws=2, early_stop=True, selection_draws=4), ("Linf", "L2")
+    ),
 }
 """The name begins with that of the class."""
 
