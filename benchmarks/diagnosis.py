@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from scipy import stats
 from torch import Tensor, nn
 
@@ -20,11 +20,12 @@ from snnrobust import data, evaluation, models
 from snnrobust.attacks import Linf
 from snnrobust.draws import keyed
 from snnrobust.encoders import Direct, Poisson
+from snnrobust.layers import BNTT
 from snnrobust.learning_rules import BPTT
 from snnrobust.neurons import LIF
 from snnrobust.neurons import surrogate as surrogates
 
-__all__ = ["MASKS", "NETWORKS", "Shifted", "confusion", "main", "saturate", "scaled", "train"]
+__all__ = ["MASKS", "NETWORKS", "Shifted", "confusion", "main", "saturate", "train"]
 
 TIME_STEPS, TRAINED, EPOCHS = 4, 12_000, 2
 SHAPE, CLASSES = (1, 28, 28), 10
@@ -46,9 +47,7 @@ def _ann() -> nn.Module:
 
 
 def _snn(encoder: type[Direct] | type[Poisson], norm: str) -> Callable[[], nn.Module]:
-    return lambda: models.spiking(
-        models.ARCHITECTURES["conv-small"], SHAPE, CLASSES, encoder(TIME_STEPS), norm=norm
-    )
+    return lambda: models.spiking(models.ARCHITECTURES["conv-small"], SHAPE, CLASSES, encoder(TIME_STEPS), norm=norm)
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -71,19 +70,12 @@ def _with(surrogate: surrogates.Surrogate) -> Callable[[nn.Module], nn.Module]:
 
 
 def saturate(model: nn.Module, factor: float = 100.0) -> nn.Module:
-    """Weights before neurons, and thresholds, times ``factor``: the same spikes, with potentials far from every surrogate."""
-    return scaled(model, factor)
-
-
-def scaled(model: nn.Module, factor: float) -> nn.Module:
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear | LIF)]
-    with torch.no_grad():
-        for layer, following in zip(layers, layers[1:], strict=False):
-            if isinstance(following, LIF):
-                layer.weight.mul_(factor)
-                if layer.bias is not None:
-                    layer.bias.mul_(factor)
-                following.threshold = following.threshold * factor
+    """Inputs of neurons, and thresholds, times ``factor``: the same spikes, with potentials far from every surrogate."""
+    for m in model.modules():
+        if isinstance(m, BNTT):
+            m.weight.data.mul_(factor)
+        elif isinstance(m, LIF):
+            m.threshold = m.threshold * factor
     return model
 
 
@@ -94,7 +86,7 @@ MASKS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "straight-through only": _with(surrogates.StraightThrough()),
     "saturated membranes": saturate,
 }
-"""What is done to copies of trained networks without normalisation: the function stays, its gradient is hidden."""
+"""What is done to copies of networks trained with BNTT: the function stays, its gradient is hidden."""
 
 
 def train(kind: str, seed: int, out: Path) -> nn.Module:
@@ -119,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     cases = [(kind, kind, seed, False) for seed in range(options.sound) for kind in NETWORKS]
-    cases += [(mask, "SNN", seed, True) for seed in range(options.masked) for mask in MASKS]
+    cases += [(mask, "SNN, BNTT", seed, True) for seed in range(options.masked) for mask in MASKS]
     cases.sort(key=lambda case: case[2])
     rows = []
     for name, kind, seed, masked in cases:
@@ -131,7 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             test = data.load("mnist", "test")
             start = time.monotonic()
             report = evaluation.diagnose(model, test, Linf(options.eps), n=options.n, seed=seed, progress=False)
-            found = {"name": name, "seed": seed, "masked": masked, "seconds": time.monotonic() - start, **report.to_json()}
+            found = {
+                "name": name,
+                "seed": seed,
+                "masked": masked,
+                "seconds": time.monotonic() - start,
+                **report.to_json(),
+            }
             path.write_text(json.dumps(found, indent=1), encoding="utf-8")
         rows.append(json.loads(path.read_text(encoding="utf-8")))
         print(f"{rows[-1]['name']:22} seed {seed}: {rows[-1]['verdict']:12} {rows[-1]['seconds']:5.0f} s", flush=True)
@@ -139,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(confusion(rows))
 
 
-def confusion(rows: Sequence[dict]) -> str:
+def confusion(rows: Sequence[dict[str, Any]]) -> str:
     """Verdicts by what was planted, and Wilson intervals of the share called masked."""
     lines = [f"{'':24}{'masked':>8}{'inconclusive':>14}{'consistent':>12}   called masked"]
     for title, chosen in (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection
 
-from torch import nn
+from torch import Tensor, nn
 
 from snnrobust import checks as arguments
 from snnrobust.attacks import BluntGradientWarning, GradientSource, ThreatModel
@@ -19,6 +19,8 @@ from snnrobust.evaluation.diagnosis.subject import Subject, default_gradient
 from snnrobust.evaluation.progress import progress_bar
 
 __all__ = ["CHECKS", "Check", "MaskingReport", "diagnose"]
+
+SAMPLES = 128
 
 CHECKS: dict[str, Callable[[Subject], list[Check]]] = {
     "skill": output.skill,
@@ -49,7 +51,7 @@ def diagnose(
     gradient: GradientSource | None = None,
     source: nn.Module | None = None,
     checks: Collection[str] | None = None,
-    n: int | None = 128,
+    n: int | None = None,
     seed: int = 0,
     draws: int = 32,
     progress: bool = True,
@@ -64,7 +66,7 @@ def diagnose(
         source: Another model of the same task, whose attacks are transferred; without it that check is not run.
         checks: Names of the checks to run, of ``CHECKS``; default all. The model's hygiene and whether the gradient is alive are
             always examined.
-        n: Number of samples; None: all. Below 100 little can be told.
+        n: Number of samples; default 128, or all where there are fewer. Below 100 little can be told.
         seed: Decides every draw.
         draws: Draws of each judgement, for a model with randomness.
         progress: Show a progress bar.
@@ -81,7 +83,7 @@ def diagnose(
     if common_eps(threat, "diagnose") == 0:
         raise ValueError("eps must be positive: with eps = 0 there is no attack to diagnose")
     wanted = _wanted(checks)
-    x, y = (t.to(device_of(model)) for t in take(data, n))
+    x, y = (t.to(device_of(model)) for t in (_first(data) if n is None else take(data, n)))
     threat.check("inputs", x)
     orderings.another_class(x, y)
     arguments.count("draws", draws)
@@ -115,6 +117,13 @@ def diagnose(
                 advance()
     report.checks = settled(found)
     return report
+
+
+def _first(data: Data) -> tuple[Tensor, Tensor]:
+    try:
+        return take(data, SAMPLES)
+    except ValueError:  # there are fewer
+        return take(data, None)
 
 
 def _wanted(checks: Collection[str] | None) -> list[str]:

@@ -45,8 +45,8 @@ def test_sound_models_are_consistent(ann: nn.Module, snn: nn.Module, digits: tup
     for victim, source in ((ann, snn), (snn, ann)):
         report = evaluation.diagnose(victim, digits, THREAT, source=source, draws=16, progress=False)
         assert report.verdict == "consistent", str(report)
-        assert len(report.checks) == 7
-        assert set(statuses(report).values()) == {"passed"}
+        assert len(report.checks) >= 20
+        assert set(statuses(report).values()) <= {"passed", "not run"}
 
 
 def test_an_encoder_without_gradient_is_masked(ann: nn.Module, snn: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
@@ -61,8 +61,10 @@ def test_an_encoder_without_gradient_is_masked(ann: nn.Module, snn: nn.Module, d
         "PGD-40 is stronger than random signs",
         "the whole box breaks what swapping images breaks",
         "transfer is not stronger than white box",
+        "the encoder passes the gradient on",
     }
     assert "zero for 100.0% of samples" in str(report)
+    assert "Poisson (encoder) leaves a gradient of zero for 100.0% of samples, bypassed for 0.0%" in str(report)
 
 
 def test_a_gradient_of_the_wrong_sign_is_masked(ann: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
@@ -98,8 +100,8 @@ def test_a_path_that_is_cut_is_named(ann: nn.Module, digits: tuple[Tensor, Tenso
 
     report = evaluation.diagnose(Cut(), digits, THREAT, progress=False)
     assert report.verdict == "masked"
-    assert "no gradient" in report.checks[-1].meaning or "does nothing" in report.checks[-1].meaning
-    assert "differentiable path" in report.checks[-1].found
+    assert "differentiable path" in report["the input gradient is alive"].found
+    assert report["no gradient at all is not stronger"].status == "failed"
 
 
 def test_nan_gradients_are_counted(digits: tuple[Tensor, Tensor]) -> None:

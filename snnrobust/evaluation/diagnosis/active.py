@@ -1,10 +1,13 @@
 r"""The active test: an adversarial is planted, and the attack has to find one.
 
 For each sample a direction :math:`u` of the logits is drawn, and the decision is replaced by a binary one,
-:math:`[u \cdot z(x') > t]`. Queries alone (no gradient) find an input of the ball with a high :math:`u \cdot z`, the planted one. The
-threshold :math:`t` lies halfway between it and the highest of many inputs of random noise of the whole budget. So, for a deterministic
-model, the ball holds an adversarial input with certainty (a forward pass has shown it), while noise does not find it; a random model
-has to show it in all of several draws.
+:math:`[u \cdot z(x') > t]`. Queries alone, without gradient, find an input of the ball with a high :math:`u \cdot z`: the planted
+one. The threshold :math:`t` lies halfway between it and the highest of many inputs of random noise of the whole budget. So, for a
+deterministic model, the ball holds an adversarial input with certainty (a forward pass has shown it), while noise does not find
+it; a random model has to show it in all of several draws.
+
+Source: the idea is that of Zimmermann et al. 2022, "Increasing confidence in adversarial robustness evaluations"; there noise is
+planted, here the end of a short search, since an attack that is barely better than noise should not pass.
 """
 
 from __future__ import annotations
@@ -78,7 +81,7 @@ def _logits(s: Subject, x: Tensor, draw: int) -> Tensor:
 
 
 def _score(s: Subject, x: Tensor, u: Tensor, first: int, extreme: object) -> Tensor:
-    """The score over the draws of a random model: the lowest for what has to be certain, the highest for what must not reach it."""
+    """The score; over the draws of a random model its ``min`` (what has to be certain) or ``max`` (what must not reach it)."""
     scores = torch.stack([(u * _logits(s, x, first + i)).sum(1) for i in range(DRAWS if s.random else 1)])
     return scores.amin(0) if extreme is min else scores.amax(0)
 
@@ -96,6 +99,12 @@ def active(s: Subject) -> list[Check]:
     x, y, stream = s.x[:count], s.y[:count], s.stream("active", count=count)
     s.threat.validate(x, planted)
     try:
+        if not _follows(s, x, y, decision, stream):
+            return [
+                not_run(
+                    name, "this gradient follows a loss of its own, whatever the attack raises", meaning, remedy, topic
+                )
+            ]
         attack = replace(s.pgd, loss=decision)
         x_adv = attack(s.model, x, y, seed=derive(s.seed, "active"), sample_ids=s.ids[:count])
     except (ValueError, TypeError) as error:
@@ -108,9 +117,16 @@ def active(s: Subject) -> list[Check]:
         return [Check(name, "inconclusive", text, meaning, "Use more samples or a larger eps.", topic=topic)]
     rate = float(found.double().mean())
     p = float(stats.binomtest(int(found.sum()), number, FINDS, alternative="less").pvalue)
-    text = f"found for {rate:.0%} of {number} (planted for {number} of {count} samples), by noise for {float(chance.double().mean()):.0%}"
+    by_noise = float(chance.double().mean())
+    text = f"found for {rate:.0%} of {number} (planted for {number} of {count} samples), by noise for {by_noise:.0%}"
     status: Status = "failed" if rate < FINDS else "passed"
     return [Check(name, status, text, meaning, remedy, p, topic=topic)]
+
+
+def _follows(s: Subject, x: Tensor, y: Tensor, decision: Planted, stream: Stream) -> bool:
+    """Whether the gradient of the opposite loss is another one."""
+    up, down = (s.gradient(s.model, x, y, loss, stream)[0] for loss in (decision, lambda z, y: -decision(z, y)))
+    return not (up.any() and torch.equal(up, down))
 
 
 def _reached(s: Subject, x: Tensor, decision: Planted) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from snnrobust.attacks import GradientSource, cross_entropy
 from snnrobust.attacks.losses import Loss
 from snnrobust.draws import Stream, draws
-from snnrobust.evaluation.diagnosis.check import Check, not_run
+from snnrobust.evaluation.diagnosis.check import Check, Status, not_run
 from snnrobust.evaluation.diagnosis.subject import Subject, innermost
 from snnrobust.monitors import monitor
 from snnrobust.neurons import surrogate as surrogates
@@ -53,7 +53,7 @@ def alive(s: Subject) -> list[Check]:
     except ValueError as error:
         s.usable = False
         return [Check(ALIVE, "failed", str(error), meaning, remedy, evidence="proof", topic="gradient")]
-    status = "failed" if share > DEAD else "inconclusive" if share > SOME else "passed"
+    status: Status = "failed" if share > DEAD else "inconclusive" if share > SOME else "passed"
     found = f"zero for {share:.1%} of samples, NaN for none"
     return [Check(ALIVE, status, found, meaning, remedy, evidence="proof", topic="gradient")]
 

@@ -20,7 +20,7 @@ HALF = 0.5
 
 
 def progress(s: Subject, measured: Measurement) -> Shares:
-    """Per sample, by how much the margin is nearer to the boundary than noise of the same size leaves it; beyond, nothing counts."""
+    """Per sample, how much nearer to the boundary the margin is than noise of the same size leaves it; beyond nothing counts."""
     return (measured.margin.clamp(max=0.0) - s.noise().margin.clamp(max=0.0)).double().cpu().numpy()
 
 
@@ -29,10 +29,10 @@ def compared(
 ) -> Check:
     r"""The check that no other attack is far stronger than the examined one.
 
-    With :math:`a_i` and :math:`b_i` the :func:`progress` of the examined gradient and of the other attack at sample i, it fails if
-    :math:`\bar a < \bar b / 2`, a paired one-sided test, and the accuracies differ by 5 points or more. The p-value is that of the
-    most successful of the others, times their number. Another attack that is better by 5 points or more, significantly, but does
-    not go twice as far, makes it inconclusive: the accuracy under attack is too high, and it is not the gradient that is hidden.
+    With :math:`a_i` and :math:`b_i` the :func:`progress` of the examined gradient and of the other attack at sample i, it fails
+    if :math:`\bar a < \bar b / 2`, a paired one-sided test, and the accuracies differ by 5 points or more. The p-value is that of
+    the most successful of the others, times their number. Another attack that is better by 5 points or more, significantly, but
+    does not go twice as far, makes it inconclusive: the accuracy is too high, but the gradient is not hidden.
     """
     own, examined = s.shares(s.examined()), progress(s, s.examined())
     gaps = {label: float((own - s.shares(m)).mean()) for label, m in others.items()}

@@ -61,7 +61,7 @@ def fidelity(s: Subject) -> list[Check]:
         return [Check(name, "inconclusive", found, meaning, "Use more samples or a larger eps.", topic=topic)]
     value = disattenuated(cosines, halves)
     low, high, p = _bootstrap(cosines, halves)
-    found = f"cosine {value:.2f} [{low:.2f}, {high:.2f}] after correction, {cosines.mean():.2f} before ({asked}; two halves: {r:.2f})"
+    found = f"cosine {value:.2f} [{low:.2f}, {high:.2f}], {cosines.mean():.2f} before correction ({asked}; two halves: {r:.2f})"
     status: Status = "failed" if value < FIDELITY else "passed"
     return [Check(name, status, found, meaning, remedy, p, topic=topic)]
 

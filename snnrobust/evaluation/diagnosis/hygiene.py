@@ -24,7 +24,7 @@ ROUNDING = 1e-4
 DRAWS = 24
 NOISE_CHANGES = 0.1
 """Relative change of the noise's size, with the rest of the batch, that counts."""
-NOISE_LEVEL = 0.001
+NOISE_LEVEL = 0.01
 
 REPEATS = "the same input gives the same logits"
 LEFT = "a forward pass leaves nothing behind"
@@ -36,7 +36,9 @@ def hygiene(model: nn.Module, x: Tensor, y: Tensor, seed: int, high: float = 1.0
     """Of ``model`` in eval mode; ``high`` is the upper edge of the inputs' box."""
     x, y = x[:SAMPLES], y[:SAMPLES]
     call = _caller(model, x, y, derive(seed, "hygiene"))
-    repeats, left = _repeats(model, x, call), _left(model, x, seed)
+    before, modes, inputs = _state(model, kept=True), {n: m.training for n, m in model.named_modules()}, x.clone()
+    repeats = _repeats(model, x, call)
+    left = _left(model, x, seed, before, modes, inputs)
     if repeats.status == "failed":
         return [repeats, left]  # then nothing can be said about batches
     return [repeats, left, _batch(model, x, y, call, seed, high)]
@@ -62,7 +64,7 @@ def _differ(a: Tensor, b: Tensor) -> float:
 
 def _repeats(model: nn.Module, x: Tensor, call: Call) -> Check:
     meaning = "The model remembers earlier calls: what an attack sees is not what will be judged."
-    remedy = "Reset the state at the start of each forward pass (interop.wrap does), and let no module keep a generator of its own."
+    remedy = "Reset the state at the start of each forward pass, as interop.wrap does; let no module keep a generator of its own."
     before = _state(model)
     try:
         first = call(x)
@@ -85,12 +87,14 @@ def _repeats(model: nn.Module, x: Tensor, call: Call) -> Check:
     return Check(REPEATS, "failed", found, meaning, remedy, evidence="proof", topic=_TOPIC)
 
 
-def _left(model: nn.Module, x: Tensor, seed: int) -> Check:
+def _left(
+    model: nn.Module, x: Tensor, seed: int, before: dict[str, Tensor], modes: dict[str, bool], inputs: Tensor
+) -> Check:
+    """``before``, ``modes`` and ``inputs`` are from before the first call."""
     meaning = (
         "A forward pass changes the model, its modes, its input or torch's generator: each query meets another victim."
     )
     remedy = "Put what is updated (running statistics, thresholds, counters) out of the forward pass in eval mode."
-    before, modes, inputs = _state(model, kept=True), {n: m.training for n, m in model.named_modules()}, x.clone()
     after_generators = []
     for key in (1, 2):
         with torch.no_grad(), draws(model, derive(seed, key), torch.arange(len(x))):
@@ -159,8 +163,8 @@ def _batch(model: nn.Module, x: Tensor, y: Tensor, call: Call, seed: int, high: 
         return Check(BATCH, "failed", found, meaning, remedy, topic=_TOPIC)
     return Check(
         BATCH, "passed",
-        f"in distribution (p = {p:.2g}); the draws themselves are torch's and not keyed by sample, so results depend on the batch "
-        "size by chance",
+        f"in distribution (p = {p:.2g}); the draws themselves are torch's and not keyed by sample, so results depend on the "
+        "batch size by chance",
         meaning, remedy, topic=_TOPIC,
     )  # fmt: skip
 
@@ -184,7 +188,7 @@ def _noise_change(call: Call, x: Tensor, crowd: Tensor, half: int) -> tuple[floa
 
 
 def _state(model: nn.Module, kept: bool = False) -> dict[str, Tensor]:
-    """Copies of all tensors that modules hold, and of the states of their generators; ``kept``: of parameters and buffers alone."""
+    """Copies of all tensors that modules hold, and of their generators' states; ``kept``: of parameters and buffers alone."""
     found = {n: p.detach().clone() for n, p in (*model.named_parameters(), *model.named_buffers()) if _is_data(p)}
     if not kept:
         for path, m in model.named_modules():

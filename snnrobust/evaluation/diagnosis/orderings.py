@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import torch
@@ -68,14 +69,15 @@ def orderings(s: Subject) -> list[Check]:
         ),
     ]  # fmt: skip
     budgets = _budgets(s, box)
-    for small, large in zip(budgets, budgets[1:], strict=False):
+    for small, large in itertools.pairwise(budgets):
         a, b = (
             pgd10 if e == s.threat.eps else s.attack(f"PGD-10 at {e:g}", replace(pgd, steps=10).at(e))
             for e in (large, small)
         )
         found.append(
             _ordering(
-                s, f"eps = {large:.4g} is not weaker than eps = {small:.4g}", a, b, (f"PGD-10 at {large:.4g}", f"at {small:.4g}"), "eps",
+                s, f"eps = {large:.4g} is not weaker than eps = {small:.4g}", a, b,
+                (f"PGD-10 at {large:.4g}", f"PGD-10 at {small:.4g}"), "eps",
                 "A larger budget finds less, though it contains the smaller one.",
                 "The gradient misleads farther from the input: more and smaller steps, other surrogates.",
             )
@@ -97,7 +99,8 @@ def _budgets(s: Subject, box: float) -> list[float]:
 
 
 def _ordering(
-    s: Subject, name: str, stronger: Measurement, weaker: Measurement, labels: tuple[str, str], topic: str, meaning: str, remedy: str,
+    s: Subject, name: str, stronger: Measurement, weaker: Measurement, labels: tuple[str, str], topic: str, meaning: str,
+    remedy: str,
 ) -> Check:  # fmt: skip
     """The first measurement's accuracy is not above the second's."""
     a, b = s.shares(stronger), s.shares(weaker)

@@ -9,7 +9,7 @@ from snnrobust import checks
 from snnrobust.attacks import EOT, cross_entropy
 from snnrobust.attacks.gradient import GradientSource
 from snnrobust.draws import draws
-from snnrobust.evaluation.diagnosis.check import Check
+from snnrobust.evaluation.diagnosis.check import Check, Status
 from snnrobust.evaluation.diagnosis.subject import Subject
 
 __all__ = ["determinism", "output", "skill"]
@@ -49,7 +49,7 @@ def determinism(s: Subject) -> list[Check]:
         f"random: on clean inputs {flips:.1%} of samples are right in some of {s.draws} draws and wrong in others; "
         + (f"EOT over {eot} draws" if eot > 1 else "no EOT around the gradient")
     )
-    status = "inconclusive" if eot == 1 and flips > FLIPS else "passed"
+    status: Status = "inconclusive" if eot == 1 and flips > FLIPS else "passed"
     return [Check(name, status, found, meaning, remedy, topic="determinism")]
 
 

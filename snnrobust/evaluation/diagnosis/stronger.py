@@ -10,19 +10,24 @@ from snnrobust.attacks import (
     ASSG,
     BPTR,
     HART,
+    L1,
+    L2,
     PDSG,
-    PGD,
     RGA,
+    SPSA,
     Attack,
     Backprop,
     EvolutionStrategies,
     FromModel,
     GradientSource,
+    Linf,
+    SparseRS,
+    Square,
     StraightThrough,
     Surrogate,
+    ThreatModel,
     Transfer,
     cross_entropy,
-    margin,
 )
 from snnrobust.attacks.threat import common_eps
 from snnrobust.evaluation.diagnosis.check import Check, not_run
@@ -45,7 +50,7 @@ SWEEP: dict[str, GradientSource] = {
     "HART": HART(),
 }
 """What the examined gradient is compared with in spiking models, beside the training surrogate."""
-FREE_STEPS, FREE_QUERIES = 10, 60
+FREE_QUERIES = 500
 
 
 def sweep(s: Subject) -> list[Check]:
@@ -86,29 +91,35 @@ def gradient_free(s: Subject) -> list[Check]:
     name, topic = "no gradient at all is not stronger", "gradient-free"
     meaning = "An attack that sees logits alone finds more than the gradient does: the gradient leads nowhere."
     remedy = "Report the gradient-free attack, with more queries, and look for what breaks the gradient."
-    attack, spent = _without_gradient(s)
-    more = f"; {spent:,} queries a sample"
+    attack = _without_gradient(s.threat)
+    more = f"; {type(attack).__name__}, {FREE_QUERIES} queries a sample"
     return [compared(s, name, {"queries": s.attack("gradient-free", attack)}, meaning, remedy, topic, more)]
 
 
-def _without_gradient(s: Subject) -> tuple[Attack, int]:
-    source = EvolutionStrategies(FREE_QUERIES, pixel_width(s), s.threat.bounds)
-    return PGD(s.threat, steps=FREE_STEPS, gradient=source, loss=margin), FREE_STEPS * (FREE_QUERIES + 1)
+def _without_gradient(threat: ThreatModel) -> Attack:
+    return (
+        Square(threat, queries=FREE_QUERIES)
+        if isinstance(threat, Linf | L2 | L1)
+        else SparseRS(threat, queries=FREE_QUERIES)
+    )
 
 
 def pixel_width(s: Subject) -> float:
     """How far the budget reaches in each pixel, if it is spread over all."""
     eps, pixels = common_eps(s.threat, "diagnose"), s.x[0].numel()
-    return {"Linf": eps, "L2": eps / pixels**0.5, "L1": eps / pixels}.get(s.threat.name, 0.1)
+    widths: dict[str, float] = {"Linf": eps, "L2": eps / pixels**0.5, "L1": eps / pixels}
+    return widths.get(s.threat.name, 0.1)
 
 
 def own_rule(s: Subject) -> list[Check]:
     name, topic = "the true weights are not stronger", "learning rule"
-    meaning = "The gradient is another than the model's, such as that of a learning rule with random feedback: it defends nothing."
+    meaning = (
+        "This is not the model's gradient but, say, that of a learning rule with random feedback: it defends nothing."
+    )
     remedy = "Attack through the true weights: attacks.Backprop(), with EOT for a random model."
     ends: list[GradientSource] = []
     innermost(s.gradient, lambda inner: ends.append(inner) or inner)  # type: ignore[func-returns-value]
-    if isinstance(ends[0], Backprop | EvolutionStrategies) or _borrowed(s.gradient):
+    if isinstance(ends[0], Backprop | EvolutionStrategies | SPSA) or _borrowed(s.gradient):
         return [not_run(name, "the examined gradient goes through them, or asks another model", meaning, remedy, topic)]
     try:
         true = s.attack("true weights", s.through(Backprop()))
