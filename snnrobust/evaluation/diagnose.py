@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from torch import Tensor, nn
 
 from snnrobust import checks as arguments
-from snnrobust.attacks import BluntGradientWarning, GradientSource, ThreatModel
+from snnrobust.attacks import Backprop, BluntGradientWarning, GradientSource, ThreatModel
 from snnrobust.attacks.threat import common_eps
 from snnrobust.data import Data, take
 from snnrobust.draws import device_of, evaluating, is_stochastic
@@ -99,7 +99,7 @@ def diagnose(
         stateful = any(c.name == REPEATS and c.status == "failed" for c in found)
         random = not stateful and is_stochastic(model, x[:16])
         draws = draws if random else 1
-        examined = gradient if gradient is not None else default_gradient(model, x)
+        examined = gradient or (Backprop() if stateful else default_gradient(model, x))
         report = MaskingReport(
             {
                 "eps": threat.eps,

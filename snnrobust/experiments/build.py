@@ -163,7 +163,7 @@ def build_attack(
         threat: Default Linf.
     """
     gradient = (
-        Backprop() if section.gradient is None else _gradient(section.gradient, f"attacks.{section.name}.gradient")
+        Backprop() if section.gradient is None else build_gradient(section.gradient, f"attacks.{section.name}.gradient")
     )
     if section.surrogate is not None:
         if not isinstance(gradient, _OWN_SURROGATE):
@@ -191,7 +191,8 @@ def build_attack(
     return attack if section.source is None else Transfer(attack, models[section.source])
 
 
-def _gradient(component: Component, where: str) -> GradientSource:
+def build_gradient(component: Component, where: str) -> GradientSource:
+    """A gradient source; ``where`` names it in errors."""
     for kind, key in _ELSEWHERE.items():
         if component.type == kind.__name__:
             raise ValueError(f"{where}: {component.type} is written {key} in the section of the attack")

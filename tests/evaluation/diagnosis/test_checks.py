@@ -356,7 +356,8 @@ def test_an_ordering_that_is_broken_fails_if_it_matters() -> None:
     broken = orderings._ordering(s, "a", measurement(60, -1), measurement(30, -1), ("a", "b"), "eps", "", "")
     slight = orderings._ordering(s, "a", measurement(32, -1), measurement(30, -1), ("a", "b"), "eps", "", "")
     assert (broken.status, slight.status) == ("failed", "passed")
-    assert broken.p_value is not None and broken.p_value < 0.01
+    assert broken.p_value is not None
+    assert broken.p_value < 0.01
 
 
 def test_the_last_link_of_a_source_is_replaced() -> None:
