@@ -50,6 +50,17 @@ class UnresetBuffer(Net):
         return z
 
 
+class RunningMaximum(Net):
+    """Remembers nothing that the same batch would reveal."""
+
+    top: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.flatten(1).amax(1).mean().detach()
+        self.top = size if self.top is None else torch.maximum(self.top, size)
+        return super().forward(x) * self.top
+
+
 class Mutated(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -164,6 +175,7 @@ def test_what_is_sound_passes(model: nn.Module) -> None:
     [
         (Unreset, REPEATS, "unreset state in state: a second call"),
         (UnresetBuffer, REPEATS, "unreset state in membrane"),
+        (RunningMaximum, REPEATS, "unreset state in top"),
         (OwnGenerator, REPEATS, "generator: a random generator of its own"),
         (BatchSize, BATCH, "unreset state? the model does not take x"),
         (Mutated, LEFT, "mutated buffers: calls"),
