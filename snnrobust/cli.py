@@ -228,8 +228,8 @@ def diagnose(
     """
     import json
 
+    from snnrobust import checks, evaluation, models
     from snnrobust import data as datasets
-    from snnrobust import evaluation, models
     from snnrobust.attacks import EOT
     from snnrobust.draws import is_stochastic
     from snnrobust.experiments.build import build_gradient, build_threat
@@ -243,7 +243,7 @@ def diagnose(
         examined = build_gradient(Component(type=gradient or "Backprop"), "--gradient")
         if eot > 1 and is_stochastic(model, x):
             examined = EOT(eot, examined)
-        threat = build_threat(Component(type=_norm(norm)), eps)
+        threat = build_threat(Component(type=_norm(norm)), checks.fraction("--eps", eps))
         report = evaluation.diagnose(
             model, test, threat, gradient=examined, source=None if source is None else models.load(source), checks=check,
             n=samples, seed=seed, draws=draws, progress=not quiet,

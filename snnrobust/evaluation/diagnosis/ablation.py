@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnrobust import checks
 from snnrobust.attacks import BPDA, EOT, PGD, Backprop, GradientSource
 from snnrobust.attacks.gradient import Around
 from snnrobust.attacks.losses import Loss
-from snnrobust.draws import Stream, derive
+from snnrobust.draws import Stream, derive, draws
 from snnrobust.encoders import Direct, Encoder
 from snnrobust.evaluation.diagnosis.alive import dead_share
 from snnrobust.evaluation.diagnosis.check import Check, not_run
@@ -22,6 +23,9 @@ from snnrobust.evaluation.diagnosis.subject import SWEEP_EOT, Subject, innermost
 from snnrobust.hardware import Backend
 
 __all__ = ["Frozen", "NoiseOff", "encoder", "noise_ablation"]
+
+FROZEN = derive(0, "frozen noise")
+"""The key of all draws of an attack on frozen noise."""
 
 
 def encoder(s: Subject) -> list[Check]:
@@ -83,15 +87,9 @@ def noise_ablation(s: Subject) -> list[Check]:
 
 def _on_its_own_draw(s: Subject) -> float:
     """Accuracy where nothing is random any more: an attack that fails here fails by its gradient, not by the noise."""
-    from snnrobust import checks
-    from snnrobust.draws import draws
-
     _, x_adv = s.stored["frozen noise"]
     with torch.no_grad(), draws(s.model, FROZEN, s.ids):
         return float((checks.call(s.model, x_adv, s.y).argmax(1) == s.y).double().mean())
-
-
-FROZEN = derive(0, "frozen noise")
 
 
 @dataclass(frozen=True)
