@@ -241,6 +241,58 @@ def _norm(given: str) -> str:
 
 
 @app.command()
+def diagnose(
+    checkpoint: Annotated[Path, typer.Argument(help="A model's checkpoint (safetensors).")],
+    eps: Annotated[str, typer.Option(help='The budget that the claim is about, such as 0.1 or "8/255".')],
+    data: Annotated[
+        str, typer.Option(help="Data set: digits, mnist, fashion-mnist, cifar10 or cifar10-small.")
+    ] = "digits",
+    norm: Annotated[str, typer.Option(help="Norm of the budget: linf, l2, l1 or l0 (pixels).")] = "linf",
+    gradient: Annotated[
+        str | None, typer.Option(help="Gradient to examine, such as ASSG; by default Backprop.")
+    ] = None,
+    eot: Annotated[int, typer.Option(help="Draws averaged in it, for a model with randomness.")] = 4,
+    source: Annotated[Path | None, typer.Option(help="Another model's checkpoint, for transfer.")] = None,
+    check: Annotated[list[str] | None, typer.Option(help="Only this check; may be repeated.")] = None,
+    samples: Annotated[int, typer.Option(help="The first so many test samples.")] = 128,
+    draws: Annotated[int, typer.Option(help="Draws that judge, for a model with randomness.")] = 32,
+    seed: int = 0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the result, as JSON.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Ask whether attacks on the model of a checkpoint can be believed, or its gradient hides the way.
+
+    Example: snnrobust diagnose runs/demo/models/snn.safetensors --eps 0.1 --source runs/demo/models/ann.safetensors
+    """
+    import json
+
+    from snnrobust import checks, evaluation, models
+    from snnrobust import data as datasets
+    from snnrobust.attacks import EOT
+    from snnrobust.draws import is_stochastic
+    from snnrobust.experiments.build import build_gradient, build_threat
+    from snnrobust.experiments.component import Component
+
+    with _errors():
+        model = models.load(checkpoint)
+        test = datasets.load(data, "test")
+        x = test.tensors[0][:16]
+        _probe(model, x[:1], f"{checkpoint} does not fit --data {data}")
+        examined = build_gradient(Component(type=gradient or "Backprop"), "--gradient")
+        if eot > 1 and is_stochastic(model, x):
+            examined = EOT(eot, examined)
+        threat = build_threat(Component(type=_norm(norm)), checks.fraction("--eps", eps))
+        report = evaluation.diagnose(
+            model, test, threat, gradient=examined, source=None if source is None else models.load(source), checks=check,
+            n=samples, seed=seed, draws=draws, progress=not quiet,
+        )  # fmt: skip
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
+    typer.echo(str(report))
+
+
+@app.command()
 def inspect(
     checkpoint: Annotated[Path, typer.Argument(help="A model's checkpoint (safetensors).")],
     data: Annotated[

@@ -1,5 +1,6 @@
 """The command line, as a user types it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from snnrobust.encoders import Poisson
 from snnrobust.energy import count_operations
 from snnrobust.layers import BNTT
 
-COMMANDS = ["demo", "run", "attack", "inspect", "report", "list", "doctor"]
+COMMANDS = ["demo", "run", "attack", "diagnose", "inspect", "report", "list", "doctor"]
 
 
 def call(*arguments: str) -> tuple[int, str]:
@@ -112,6 +113,17 @@ def test_attack_names_a_norm_that_does_not_fit(arguments: list[str], words: str,
     assert words in output
 
 
+def test_diagnose_says_what_it_found(checkpoint: Path, tmp_path: Path) -> None:
+    few = ("--eps", "0.1", "--samples", "20", "--draws", "4", "--check", "noise", "-q")
+    code, output = call("diagnose", str(checkpoint), "-o", str(tmp_path / "found.json"), *few)
+    assert code == 0
+    assert output.startswith("gradient: inconclusive (eps = 0.1 in Linf, n = 20, seed 0, 4 draws a judgement)")
+    assert "PGD-40 is stronger than random signs" in output
+    stored = json.loads((tmp_path / "found.json").read_text())
+    assert stored["settings"]["gradient"].startswith("EOT(samples=4")
+    assert call("diagnose", str(checkpoint), "--gradient", "HART", *few)[0] == 0
+
+
 def test_attack_through_another_gradient_source(checkpoint: Path) -> None:
     few = "--eps", "0.2", "--steps", "1", "--samples", "4", "--selection-draws", "2", "--judge-draws", "2", "-q"
     code, output = call("attack", str(checkpoint), "--gradient", "HART", *few)
@@ -201,6 +213,9 @@ def test_transfer_from_another_checkpoint(checkpoint: Path, tmp_path: Path) -> N
     [
         (["run", "none.toml"], "there is no experiment file"),
         (["attack", "none.safetensors"], "no model file"),
+        (["diagnose", "CHECKPOINT", "--eps", "0.1", "--check", "swep"], "did you mean 'sweep'?"),
+        (["diagnose", "CHECKPOINT", "--eps", "0.1", "--gradient", "HRAT"], "did you mean 'HART'?"),
+        (["diagnose", "CHECKPOINT", "--eps", "0"], "eps must be positive"),
         (["inspect", "none.safetensors"], "no model file"),
         (["inspect", "CHECKPOINT", "--data", "digit"], "did you mean 'digits'?"),
         (["attack", "CHECKPOINT", "--eps", "-1"], "eps must be in"),

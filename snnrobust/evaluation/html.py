@@ -31,8 +31,10 @@ CLAIM = 1000  # samples, by PROTOCOL.md
 OPEN_EXAMPLES = 6
 VERDICTS = {
     "consistent": "Nothing speaks against the gradient. This is no proof of robustness: an attack not tried here may do better.",
-    "inconclusive": "At least one check could not tell. Until it can, read the accuracy under attack as an upper bound only.",
-    "masked": "At least one check failed: the attacks were led astray. Their accuracy is no evidence that this model resists.",
+    "inconclusive": "A check could not tell, or raised a doubt that is no proof. Until it is settled, read the accuracy "
+    "under attack as an upper bound only.",
+    "masked": "A check proves it, or several raise doubts of different kinds: the attacks were led astray. Their "
+    "accuracy is no evidence that this model resists.",
 }
 # Each colour of the figures becomes a CSS variable, so that the page can darken them.
 COLOURS = {figures.INK: "ink", figures.MUTED: "muted", figures.GRID: "grid", figures.PAPER: "card"}

@@ -183,6 +183,7 @@ def build_attack(
         _default_gradient(kind)
         if section.gradient is None
         else _gradient(section.gradient, f"attacks.{section.name}.gradient")
+        Backprop() if section.gradient is None else build_gradient(section.gradient, f"attacks.{section.name}.gradient")
     )
     if section.surrogate is not None:
         if not isinstance(gradient, _OWN_SURROGATE):
@@ -222,7 +223,8 @@ def _default_gradient(kind: type[Attack] | None) -> GradientSource:
     return Backprop() if not made or made[0] is MISSING else made[0]()
 
 
-def _gradient(component: Component, where: str) -> GradientSource:
+def build_gradient(component: Component, where: str) -> GradientSource:
+    """A gradient source; ``where`` names it in errors."""
     for kind, key in _ELSEWHERE.items():
         if component.type == kind.__name__:
             raise ValueError(f"{where}: {component.type} is written {key} in the section of the attack")
