@@ -7,6 +7,6 @@ from snnrobust.evaluation.paragraph import paragraph
 from snnrobust.evaluation.report import RobustnessReport
 
 __all__ = [
-    "AccuracyCurve", "Check", "MaskingReport", "RobustnessReport", "accuracy_curve", "diagnose", "evaluate", "paragraph",
+    "CHECKS", "AccuracyCurve", "Check", "MaskingReport", "RobustnessReport", "accuracy_curve", "diagnose", "evaluate",
+    "paragraph",
 ]  # fmt: skip
-__all__ = ["CHECKS", "Check", "MaskingReport", "RobustnessReport", "diagnose", "evaluate"]

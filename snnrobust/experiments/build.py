@@ -182,8 +182,7 @@ def build_attack(
     gradient = (
         _default_gradient(kind)
         if section.gradient is None
-        else _gradient(section.gradient, f"attacks.{section.name}.gradient")
-        Backprop() if section.gradient is None else build_gradient(section.gradient, f"attacks.{section.name}.gradient")
+        else build_gradient(section.gradient, f"attacks.{section.name}.gradient")
     )
     if section.surrogate is not None:
         if not isinstance(gradient, _OWN_SURROGATE):
@@ -254,7 +253,7 @@ def _mixed(component: Component, where: str) -> GradientSource:
         if inner.type == Surrogate.__name__:
             sources.append(make(inner, {inner.type: Surrogate}, at, source=Backprop()))
         else:
-            sources.append(_gradient(inner, at))
+            sources.append(build_gradient(inner, at))
     rest = {k: v for k, v in component.arguments.items() if k != "sources"}
     mixed: GradientSource = make(Component(type=component.type, **rest), _GRADIENTS, where, sources=tuple(sources))
     return mixed

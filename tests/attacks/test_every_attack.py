@@ -82,6 +82,7 @@ CASES: dict[str, Case] = {
     "MinimalNorm": Case(lambda threat: MinimalNorm(PGD(threat, steps=2), steps=3, selection_draws=2)),
     "Hybrid": Case(
         lambda threat: Hybrid(PGD(threat, steps=2), {"other": Other()}, {"true weights": TrueTranspose()}),
+    ),
     "Hybrid, black box": Case(lambda threat: Hybrid.black_box(FGSM(threat), {"other": Other()})),
     "PGD": Case(lambda threat: PGD(threat, steps=3)),
     "PGD, restarts, early stop": Case(lambda threat: PGD(threat, steps=3, restarts=2, early_stop=True)),

@@ -111,11 +111,20 @@ def test_masked_neurons_are_seen_through(digits_snn, record_property):
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(ALL) - {"Backprop", "EOT", "Surrogate", "FromModel", "Mixed", "EvolutionStrategies", "SPSA"})
     "name",
     sorted(
         set(ALL)
-        - {"Backprop", "EOT", "Surrogate", "FromModel", "EvolutionStrategies", "SPSA", "LearningSignal", "TimeSummed"}
+        - {
+            "Backprop",
+            "EOT",
+            "Surrogate",
+            "FromModel",
+            "Mixed",
+            "EvolutionStrategies",
+            "SPSA",
+            "LearningSignal",
+            "TimeSummed",
+        }
     ),
 )
 def test_each_passes_on_the_errors_of_what_it_calls(name, digits_snn):

@@ -17,8 +17,8 @@ from snnrobust.attacks import (
     Attack,
     Backprop,
     EvolutionStrategies,
-    Mixed,
     Linf,
+    Mixed,
     Sharmin,
     Surrogate,
     TimeSummed,
@@ -90,6 +90,7 @@ def test_what_is_built() -> None:
     sources = '[{ type = "ASSG", degree = 0.3 }, { type = "Surrogate", surrogate = { type = "ATan" } }]'
     assert _attack(f'gradient = {{ type = "Mixed", sources = {sources} }}\neot = 2') == EOT(
         2, Mixed((ASSG(degree=0.3), Surrogate(ATan())))
+    )
     assert _attack('gradient = { type = "TrueTranspose", surrogate = { type = "ATan" } }') == TrueTranspose(ATan())
     assert _attack('gradient = { type = "TimeSummed" }\nsurrogate = { type = "ATan" }') == Surrogate(
         ATan(), TimeSummed()
