@@ -238,6 +238,20 @@ def test_restarts_and_targets_are_spent_on_those_that_stand(digits_ann):
     assert torch.equal(x_adv[fallen], first[fallen])
 
 
+def test_budgets_follow_their_samples_when_others_are_dropped(digits_ann):
+    model, x, y = digits_ann
+    x, y = x[:12], y[:12]
+    budgets = torch.linspace(0.15, 0.02, 12, dtype=torch.float64)
+    source = Ids()
+    arguments = {"steps": 6, "restarts": 2, "early_stop": True}
+    together = APGD(Linf(budgets), gradient=source, **arguments)(model, x, y, seed=0)
+    assert 0 < len(source.ids[6]) < 12
+    for i in range(0, 12, 3):
+        ids = torch.tensor([i])
+        alone = APGD(Linf(float(budgets[i])), **arguments)(model, x[ids], y[ids], seed=0, sample_ids=ids)
+        assert (together[i] - alone[0]).abs().max() < 1e-9
+
+
 def test_more_restarts_are_never_worse(digits_ann):
     model, x, y = digits_ann
     stream, goal = Stream(5, torch.arange(len(x))), Goal(y)
