@@ -1,12 +1,12 @@
 """Which few bits of the weights destroy a network: the table of docs/attacks/bit_flips.md.
 
-    python examples/bit_flips.py                   # digits, 5 training seeds; a minute or two on one core
+    python examples/bit_flips.py                   # digits, 5 training seeds; about two minutes on one core
     python examples/bit_flips.py --data mnist      # MNIST in $SNNROBUST_DATA; longer
     python examples/bit_flips.py --plot flips.png  # and a figure of the first spiking network
 
 An ordinary network, one whose activations have as many levels as a spiking neuron has rates, and a spiking one, all of the same
-layers, are trained from each seed, quantized to 8 bits and attacked with 128 test
-samples; accuracies are those of test samples that had no part in it, means over training seeds with Student's 95 % interval.
+layers, are trained from each seed, quantized to 8 bits and attacked with 128 test samples; accuracies are those of test samples
+that had no part in it, means over training seeds with Student's 95 % interval.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def train(kind: str, name: str, seed: int) -> nn.Module:
 def attacks(kind: str, flips: int) -> dict[str, BitFlipAttack]:
     """By name. They differ in what the attacker raises and how bits are ranked."""
     found = {
-        "cross-entropy, as published": BitFlipAttack(flips=flips, loss=cross_entropy),
+        "cross-entropy alone": BitFlipAttack(flips=flips, loss=cross_entropy),
         "best of three losses": BitFlipAttack(flips=flips),
     }
     if kind == SPIKING:

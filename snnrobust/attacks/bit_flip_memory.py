@@ -142,24 +142,28 @@ class Passes:
         self.model, self.x, self.y, self.draws, self.batch_size = model, x, y, n, batch_size
         self.forwards = self.gradients = self.classes = 0
 
-    def _logits(self, key: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Index and logits of each batch under each draw."""
+    def _passes(self, key: int) -> Iterator[tuple[Tensor, int]]:
+        """Indices of each batch, and the key of each draw."""
         for index in torch.arange(len(self.x)).split(self.batch_size):
-            at = index.to(self.x.device)
             for draw in range(self.draws):
-                with draws(self.model, derive(key, "draw", draw), index):
-                    logits = checks.call(self.model, self.x[at], self.y[at])
-                self.forwards += len(index)
-                self.classes = logits.shape[1]
-                yield at, logits
+                yield index, derive(key, "draw", draw)
+
+    def _logits(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        at = index.to(self.x.device)
+        logits = checks.call(self.model, self.x[at], self.y[at])
+        self.forwards += len(index)
+        self.classes = logits.shape[1]
+        return logits, self.y[at]
 
     @torch.no_grad()
     def measure(self, key: int) -> tuple[float, Tensor]:
         """Mean loss, and the share of draws that is right for each sample, float64 ``[n]``."""
         total, right = 0.0, torch.zeros(len(self.x), dtype=torch.int64)
-        for at, logits in self._logits(key):
-            total += float(self.objective(logits.double(), self.y[at]).sum())
-            right[at.cpu()] += (logits.argmax(1) == self.y[at]).cpu()
+        for index, draw in self._passes(key):
+            with draws(self.model, draw, index):
+                logits, y = self._logits(index)
+            total += float(self.objective(logits.double(), y).sum())
+            right[index] += (logits.argmax(1) == y).cpu()
         return total / (len(self.x) * self.draws), right.double() / self.draws
 
     def loss(self, key: int) -> float:
@@ -171,14 +175,16 @@ class Passes:
         try:
             for w in weights:
                 w.requires_grad_(True)
-            with torch.enable_grad():
-                for at, logits in self._logits(key):
-                    loss = self.objective(logits, self.y[at]).sum() / (len(self.x) * self.draws)
+            for index, draw in self._passes(key):
+                # the backward pass too: a layer that computes its forward again in it needs the same draws
+                with torch.enable_grad(), draws(self.model, draw, index):
+                    logits, y = self._logits(index)
+                    loss = self.objective(logits, y).sum() / (len(self.x) * self.draws)
                     if loss.requires_grad:
                         for sum_, g in zip(total, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
                             if g is not None:
                                 sum_ += g
-                    self.gradients += len(at)
+                self.gradients += len(index)
         finally:
             for w in weights:
                 w.requires_grad_(False)

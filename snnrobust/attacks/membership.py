@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from snnrobust import checks
 from snnrobust.attacks.membership_report import MembershipReport, Scores, membership_report
 from snnrobust.data import Data, take
-from snnrobust.draws import derive, device_of, draws, evaluating, is_stochastic
+from snnrobust.draws import derive, device_of, evaluating, is_stochastic
+from snnrobust.draws import draws as keyed_draws
 
 __all__ = ["SIGNALS", "Signal", "ThresholdMIA", "signals"]
 
@@ -79,14 +80,11 @@ def signals(
         for index in torch.arange(len(x)).split(batch_size):
             at, labels = x[index].to(device), y[index].to(device)
             for draw in range(n):
-                with _keyed(model, derive(seed, "membership", draw), index + first_id):
+                with keyed_draws(model, derive(seed, "membership", draw), index + first_id):
                     logits = checks.call(model, at, labels)
                 for name, value in from_logits(logits, labels).items():
                     total[name][index] += value.cpu()
     return {name: value / n for name, value in total.items()}
-
-
-_keyed = draws  # under the name that the argument of signals() does not hide
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from snnrobust import checks
@@ -116,7 +117,7 @@ class ShadowMIA(Settings):
         score = _logistic(known, label)
         return self.report("shadow logistic regression", score(inside), score(outside), seed, 0.0)
 
-    def _known(self, seed: int) -> tuple[Signals, np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]:
+    def _known(self, seed: int) -> tuple[Signals, NDArray[np.bool_]]:
         """Signals of all shadows on the pool, one after the other, and whether each was a member."""
         pool = self.shadows
         found = [
@@ -126,7 +127,7 @@ class ShadowMIA(Settings):
         return {name: torch.cat([f[name] for f in found]) for name in SIGNALS}, pool.inside.flatten().numpy()
 
 
-def _logistic(known: Signals, label: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Callable[[Signals], Scores]:
+def _logistic(known: Signals, label: NDArray[np.bool_]) -> Callable[[Signals], Scores]:
     from sklearn.linear_model import LogisticRegression
 
     features = np.stack([known[name].numpy() for name in FEATURES], 1)

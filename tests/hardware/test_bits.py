@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snnrobust.hardware.bits import bit_values, flip_bits, flip_deltas, from_words, store, to_words
@@ -51,6 +51,7 @@ def test_every_flip_of_every_word(bits):
         assert torch.equal(flip_bits(flipped, everything, torch.full_like(everything, bit), bits), words)
 
 
+@settings(deadline=None)
 @given(st.data(), st.integers(2, 8))
 def test_many_flips_are_flips_one_by_one(data, bits):
     words = torch.tensor(
