@@ -51,7 +51,7 @@ class Closest:
         return reached
 
     def within(self, attempt: Tensor) -> Tensor:
-        """The closest one where the budget allows it; elsewhere the projection of it, or of ``attempt``, or ``x``, as is worst."""
+        """The closest one where the budget allows it; else the worst of its projection, that of ``attempt``, and ``x``."""
         result, threat = self.x_adv.clone(), self.threat
         eps = torch.tensor(threat.eps, dtype=torch.float64, device=self.x.device)
         beyond = (self.distance > eps).nonzero()[:, 0]

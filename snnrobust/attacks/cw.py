@@ -95,7 +95,7 @@ class CW(Attack):
     def _descend(
         self, closest: Closest, active: Tensor, c: Tensor, attempt: Tensor, stream: Stream, search: int
     ) -> Tensor:
-        """One run of Adam for the samples at ``active``; whether they reached the goal. Leaves their last inputs in ``attempt``."""
+        """One run of Adam for the samples at ``active``: whether they reached the goal. ``attempt`` gets their last inputs."""
         bottom, top = self.threat.bounds
         middle, half = (bottom + top) / 2, (top - bottom) / 2
         shape = (-1, *[1] * (closest.x.dim() - 1))

@@ -67,7 +67,8 @@ class Hyperplane(NamedTuple):
 
 def lengths(change: Tensor, p: float) -> Tensor:
     """:math:`\\|v\\|_p` of each sample, float64 ``[B]``."""
-    return torch.linalg.vector_norm(change.double().flatten(1), p, dim=1)
+    length: Tensor = torch.linalg.vector_norm(change.double().flatten(1), p, dim=1)
+    return length
 
 
 def dual_norm(normal: Tensor, p: float) -> Tensor:
@@ -78,7 +79,7 @@ def dual_norm(normal: Tensor, p: float) -> Tensor:
 def nearest(
     source: GradientSource, model: nn.Module, x: Tensor, goal: Goal, classes: Tensor, stream: Stream, p: float
 ) -> tuple[Hyperplane, Tensor]:
-    """Of the planes between ``y`` and each of ``classes`` ``[B, k]`` the nearest in the p-norm, linearised at ``x``; and the logits.
+    """Of the planes between ``y`` and ``classes`` ``[B, k]``, linearised at ``x``, the nearest in the p-norm; and the logits.
 
     With targets it is the one plane of the target against the best other class. All gradients share the draws of ``stream``.
     Spike counts tie: on a tie that does not reach the goal, :math:`f` is the smallest difference that there is between the

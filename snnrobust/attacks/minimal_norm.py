@@ -23,7 +23,7 @@ __all__ = ["MinimalNorm"]
 class MinimalNorm(Attack):
     r"""Bisection of each sample's budget: the closest adversarial input that ``attack`` finds within its own.
 
-    .. math:: \min \epsilon \in [0, \epsilon_{\max}] \quad \text{such that} \quad \text{attack}_\epsilon(x) \text{ reaches the goal}
+    .. math:: \min \epsilon \le \epsilon_{\max} \quad \text{such that} \quad \text{attack}_\epsilon(x) \text{ reaches the goal}
 
     First ``attack`` runs with its whole budget. Where it fails, its result is returned as it is. Where it succeeds, the distance
     of what it found is the upper end of a bracket that begins at 0; each step halves the brackets still open. Before the attack

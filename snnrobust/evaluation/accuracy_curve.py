@@ -46,7 +46,7 @@ class AccuracyCurve:
     """float64: the same for the candidate."""
 
     def shares(self, eps: float | str) -> Tensor:
-        """float64 ``[N]``: the share of draws in which each sample is right at a budget: the candidate's, from its distance on."""
+        """float64 ``[N]``: the share of draws in which each is right at a budget: that of its candidate, from its distance on."""
         budget = checks.fraction("eps", eps)
         if budget > self.eps:
             raise ValueError(f"eps must be at most {self.eps:g}, the budget that the attack had, got {eps}")

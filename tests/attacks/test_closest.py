@@ -17,7 +17,9 @@ class Step(nn.Module):
 
 def keeper(threat, model=None, n=3, draws=4):
     x = torch.full((n, 2), 0.2)
-    return Closest(model or Step(), x, Goal(torch.zeros(n, dtype=torch.int64)), threat, Stream(0, torch.arange(n)), draws)
+    return Closest(
+        model or Step(), x, Goal(torch.zeros(n, dtype=torch.int64)), threat, Stream(0, torch.arange(n)), draws
+    )
 
 
 def points(*first):
@@ -48,7 +50,9 @@ def test_within_the_budget_the_closest_and_else_the_worst():
     closest.offer(torch.arange(3), found, model(found))
     result = closest.within(points(0.1, 0.3, 0.45))
     assert torch.allclose(result, points(0.54, 0.55, 0.45))
-    assert torch.equal(closest.within(points(0.1, 0.1, 0.1))[2], points(0.2)[0])  # x is worse for the model than the attempt
+    assert torch.equal(
+        closest.within(points(0.1, 0.1, 0.1))[2], points(0.2)[0]
+    )  # x is worse for the model than the attempt
     closest.threat.validate(closest.x, result)
 
 

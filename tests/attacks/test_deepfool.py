@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from snnrobust.attacks import L1, L2, Backprop, BluntGradientWarning, DeepFool, EvolutionStrategies, Linf, PGD
+from snnrobust.attacks import L1, L2, PGD, Backprop, BluntGradientWarning, DeepFool, EvolutionStrategies, Linf
 
 KINDS = {"Linf": Linf, "L2": L2}
 FOOLBOX = {"Linf": foolbox.attacks.LinfDeepFoolAttack, "L2": foolbox.attacks.L2DeepFoolAttack}

@@ -223,7 +223,7 @@ def test_one_threat_is_that_of_every_attack(threat: str, expected: Linf) -> None
 @pytest.mark.parametrize(
     ("threat", "eps", "words"),
     [
-        ('type = "L3"', "[0.1]", "threat.type must be one of Linf, L0, L1, L2"),
+        ('type = "L3"', "[0.1]", "threat.type must be one of Linf, L"),
         ('type = "L2"\neps = 0.1', "[0.1]", "threat.eps: L2 has no argument of this name"),
         ('type = "L1"\ndensity = 3', "[0.1]", "threat: density must be in"),
         ('type = "L2"', "[0.1, 9]", "evaluation.eps: eps must be at most 8, the largest L2 distance"),
