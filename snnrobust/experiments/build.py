@@ -84,10 +84,8 @@ NAMES: dict[str, list[str]] = {
     "learning rule": list(RULES),
     "loss": list(LOSSES),
 }
-_CRAFTED = {
-    name: kind for name, kind in ATTACKS.items() if kind not in (MinimalNorm, Transfer)
-}  # they hold another attack
-_CRAFTED = {name: kind for name, kind in ATTACKS.items() if kind not in (Transfer, Hybrid)}  # both hold models
+_HOLDING = (Hybrid, MinimalNorm, Transfer)  # they hold models or another attack
+_CRAFTED = {name: kind for name, kind in ATTACKS.items() if kind not in _HOLDING}
 _EFFECTS = {name: kind for name, kind in BACKENDS.items() if kind is not Chain}
 _ELSEWHERE = {EOT: "eot = 8", Surrogate: "surrogate = ...", FromModel: 'source = "..."'}  # keys of their own
 _GRADIENTS = {name: kind for name, kind in SOURCES.items() if kind not in (*_ELSEWHERE, LearningSignal)}
