@@ -30,8 +30,8 @@ ATTACKS: dict[str, Callable[[L0], Attack]] = {
     "PGD, 40 steps": lambda threat: attacks.PGD(threat, steps=40),
     "PGD, 40 steps, 10 restarts": lambda threat: attacks.PGD(threat, steps=40, restarts=10),
     "NES, 2,000 queries, sigma 0.3": lambda threat: attacks.NES(threat, queries=2000, sigma=0.3),
-    "SPSAAttack, 2,000 queries, delta 0.3": lambda threat: attacks.SPSAAttack(
-        threat, queries=2000, samples=50, delta=0.3
+    "SPSAAttack, 2,000 queries, delta 0.6": lambda threat: attacks.SPSAAttack(
+        threat, queries=2000, samples=50, delta=0.6
     ),
     "SparseRS, 100 queries": lambda threat: attacks.SparseRS(threat, queries=100),
     "SparseRS, 500 queries": lambda threat: attacks.SparseRS(threat, queries=500),
