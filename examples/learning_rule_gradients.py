@@ -137,8 +137,9 @@ def plot(results: Results, plan: Plan, path: Path) -> None:
                 if each:
                     axes.plot([k] * len(each), each, marker, color=colour, ms=3.5, alpha=0.5, lw=0)
                     axes.plot([k - 0.06, k + 0.06], [np.mean(each)] * 2, color=colour, lw=2.2, label=rule)
-        handles = dict(reversed(list(zip(*reversed(axes.get_legend_handles_labels()), strict=True))))
-        axes.legend(handles.values(), handles.keys(), loc="upper right", ncols=2)
+        handles, labels = axes.get_legend_handles_labels()
+        once = dict(zip(labels, handles, strict=True))
+        axes.legend(once.values(), once.keys(), loc="upper right", ncols=2)
         axes.set_xticks(range(len(shown)), [COLUMNS[c] for c in shown], fontsize=9)
         axes.set_ylim(0, 100)
         axes.set_ylabel("accuracy in %")
