@@ -20,7 +20,7 @@ from snnrobust.kernels.lif import GIVEN
 
 __all__ = [
     "SILENT", "SURROGATES", "ATan", "Exponential", "FastSigmoid", "Gaussian", "Rectangle", "Sigmoid", "SpikeTime",
-    "StraightThrough", "Surrogate", "Triangle", "in_kernel", "lend", "override", "spike",
+    "StraightThrough", "Surrogate", "Triangle", "found", "in_kernel", "lend", "override", "spike",
 ]  # fmt: skip
 
 SURROGATES: dict[str, type[Surrogate]] = {}
@@ -252,7 +252,7 @@ def override(model: nn.Module, surrogate: Surrogate) -> Iterator[nn.Module]:
 @contextmanager
 def lend(model: nn.Module, choose: Callable[[nn.Module], Surrogate]) -> Iterator[None]:
     """:func:`override` with a surrogate for each neuron: ``choose(module)``."""
-    homes = [(m, name, make) for m in model.modules() for name, make in _HOMES if _holds(m, name)]
+    homes = _homes(model)
     if not homes:
         raise ValueError(f"{type(model).__name__} has no surrogate to override: is it a spiking model?")
     chosen = [choose(m) for m, _, _ in homes]
@@ -273,6 +273,15 @@ def lend(model: nn.Module, choose: Callable[[nn.Module], Surrogate]) -> Iterator
                 m.__dict__.pop(name, None)
             else:
                 m.__dict__[name] = value
+
+
+def found(model: nn.Module) -> bool:
+    """Whether ``model`` has surrogates that can be overridden."""
+    return bool(_homes(model))
+
+
+def _homes(model: nn.Module) -> list[tuple[nn.Module, str, Callable[[Surrogate], object]]]:
+    return [(m, name, make) for m in model.modules() for name, make in _HOMES if _holds(m, name)]
 
 
 def _holds(module: nn.Module, name: str) -> bool:
