@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from snnrobust.draws import draws, evaluating
-from snnrobust.interop.state import Kept, fresh, keep, renew, stateful
+from snnrobust.interop.state import Kept, copied, fresh, keep, memories, renew, stateful
 from snnrobust.neurons import surrogate
 
 if TYPE_CHECKING:
@@ -82,9 +82,11 @@ def _counted(model: nn.Module) -> Iterator[Counter[nn.Module]]:
             handle.remove()
 
 
-def _mode(module: nn.Module) -> str:
-    """``"m"`` for a layer of SpikingJelly that takes whole sequences, else ``"s"``."""
-    return "m" if getattr(module, "step_mode", "s") == "m" else "s"
+def _mode(module: nn.Module) -> object:
+    """``"s"`` for a neuron that takes one time step, ``"m"`` for one that takes whole sequences, None where nobody says."""
+    if memories(module) is not None:
+        return getattr(module, "step_mode", None)  # SpikingJelly
+    return "s" if callable(getattr(module, "reset_mem", None)) else None  # snnTorch
 
 
 def _check_calls(wrapped: Wrapped, calls: Counter[nn.Module]) -> None:
@@ -104,8 +106,8 @@ def _check_calls(wrapped: Wrapped, calls: Counter[nn.Module]) -> None:
             )
         if single and steps is not None and min(calls[m] for m in single) > steps:
             raise ValueError(
-                f"the model runs each neuron {min(calls.values())} times in {steps} steps, so it loops over time itself: use "
-                "time_axis=None"
+                f"the model runs each neuron {min(calls[m] for m in single)} times in {steps} steps, so it loops over time "
+                "itself: use time_axis=None (or, where one neuron stands at several places, give each its own)"
             )
         return
     if steps == 1 or not single or max(calls[m] for m in single) > 1:
@@ -167,7 +169,7 @@ def _check_state(wrapped: Wrapped, probe: Tensor) -> None:
         theirs = _left(before)
         remembered = {where: value for where, value in theirs.items() if not _alike(value, mine.get(where))}
         paths = [name for name, _ in model.named_modules()]
-        names = sorted(f"{paths[i]}.{name}".lstrip(".") for i, name in remembered)
+        names = sorted(f"{paths[i]}.{name}".lstrip(".") for i, name in remembered or theirs)
         _spoil(before, remembered)
         try:
             renew(model, reset)
@@ -213,7 +215,7 @@ def _left(before: list[tuple[Kept, dict[str, int]]]) -> _Left:
                     _versioned(value) and versions.get(name) != value._version
                 )
             if changed:
-                left[i, name] = value.clone() if isinstance(value, Tensor) else value
+                left[i, name] = copied(value)
     return left
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-__all__ = ["Kept", "Reset", "fresh", "keep", "renew", "resets", "stateful"]
+__all__ = ["Kept", "Reset", "copied", "fresh", "keep", "memories", "renew", "resets", "stateful"]
 
 Reset = Callable[[nn.Module], object]
 
@@ -30,10 +30,10 @@ def resets(module: nn.Module) -> Callable[[], object] | None:
 
 def stateful(module: nn.Module) -> bool:
     """Whether ``module`` is known to keep state between calls."""
-    return _memories(module) is not None or resets(module) is not None
+    return memories(module) is not None or resets(module) is not None
 
 
-def _memories(module: nn.Module) -> dict[str, Any] | None:
+def memories(module: nn.Module) -> dict[str, Any] | None:
     """Of a ``MemoryModule`` of SpikingJelly: the values that its memories are reset to."""
     values = vars(module).get("_memories_rv")
     return values if isinstance(values, dict) and isinstance(vars(module).get("_memories"), dict) else None
@@ -99,14 +99,14 @@ def renew(model: nn.Module, reset: Reset | None = None) -> None:
     """Every module of ``model`` in its first state. No tensor is changed in place that was there before."""
     modules = list(model.modules())
     for m in modules:
-        values = _memories(m)
+        values = memories(m)
         own = vars(m)
         if _may_have_state(m, reset):
-            own.update({name: _copied(value) for name, value in own.items() if name not in TORCH_OWN})
+            own.update({name: copied(value) for name, value in own.items() if name not in TORCH_OWN})
             for name, buffer in m._buffers.items():
-                m._buffers[name] = _copied(buffer)
+                m._buffers[name] = copied(buffer)
         if values is not None:
-            own["_memories"] = {name: _copied(values.get(name, old)) for name, old in own["_memories"].items()}
+            own["_memories"] = {name: copied(values.get(name, old)) for name, old in own["_memories"].items()}
     before = [(p, _version(p)) for p in model.parameters()]
     for m in modules:
         own_reset = resets(m)
@@ -127,12 +127,12 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
     """``value`` with tensors of its own, and without their graphs."""
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         return value.detach().clone()
     if type(value) is dict:
-        return {name: _copied(v) for name, v in value.items()}
+        return {name: copied(v) for name, v in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(map(_copied, value))
+        return type(value)(map(copied, value))
     return value
