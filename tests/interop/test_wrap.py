@@ -389,7 +389,10 @@ def _alike(library, decay):
 def test_gradients_are_those_of_our_own_network(library, source, zoo, batch):
     """The adaptive ones too, which look at every potential: at each step once, resets not counted."""
     x, y = batch
-    first, last = zoo.Linear(zoo.FEATURES, 8), zoo.Linear(8, zoo.CLASSES)
+    first, last = nn.Linear(zoo.FEATURES, 8), nn.Linear(8, zoo.CLASSES)
+    with torch.no_grad():
+        first.weight.mul_(3.0)
+        last.weight.mul_(3.0)
     (a, b), (c, d) = _alike(library, 0.8), _alike(library, 0.5)
     ours = SpikingClassifier(Direct(5), Sequential(first, a, last, c), MeanOutput())
     theirs = wrap(nn.Sequential(first, b, last, d), time_axis="step", time_steps=5, decode="mean")
