@@ -1,7 +1,9 @@
 """Attacks on any classifier, spiking or not: threat models, gradient sources, attacks."""
 
-from snnrobust.attacks.attack import ATTACKS, Attack, BluntGradientWarning
+from snnrobust.attacks.attack import ATTACKS, Attack, BluntGradientWarning, ProbabilitiesWarning
+from snnrobust.attacks.external import External, from_foolbox, from_torchattacks
 from snnrobust.attacks.fgsm import FGSM
+from snnrobust.attacks.for_foolbox import foolbox_victim, to_foolbox
 from snnrobust.attacks.gradient import (
     EOT,
     SOURCES,
@@ -29,7 +31,8 @@ from snnrobust.attacks.transfer import Transfer
 
 __all__ = [
     "ASSG", "ATTACKS", "BPDA", "BPTR", "EOT", "FGSM", "HART", "L0", "L1", "L2", "PDSG", "PGD", "RGA", "SOURCES", "SPSA",
-    "THREATS", "Attack", "Backprop", "BluntGradientWarning", "EvolutionStrategies", "FromModel", "GradientSource", "Linf",
-    "RandomNoise", "RandomSign", "StraightThrough", "Surrogate", "ThreatModel", "Transfer", "again", "begin", "cross_entropy",
-    "margin",
+    "THREATS", "Attack", "Backprop", "BluntGradientWarning", "EvolutionStrategies", "External", "FromModel",
+    "GradientSource", "Linf", "ProbabilitiesWarning", "RandomNoise", "RandomSign", "StraightThrough", "Surrogate",
+    "ThreatModel", "Transfer", "again", "begin", "cross_entropy", "foolbox_victim", "from_foolbox", "from_torchattacks",
+    "margin", "to_foolbox",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from snnrobust.attacks import (
     THREATS,
     Attack,
     Backprop,
+    External,
     FromModel,
     GradientSource,
     Linf,
@@ -79,7 +80,7 @@ NAMES: dict[str, list[str]] = {
     "learning rule": list(RULES),
     "loss": list(LOSSES),
 }
-_CRAFTED = {name: kind for name, kind in ATTACKS.items() if kind is not Transfer}
+_CRAFTED = {name: kind for name, kind in ATTACKS.items() if kind not in (External, Transfer)}  # neither is text
 _EFFECTS = {name: kind for name, kind in BACKENDS.items() if kind is not Chain}
 _ELSEWHERE = {EOT: "eot = 8", Surrogate: "surrogate = ...", FromModel: 'source = "..."'}  # keys of their own
 _GRADIENTS = {name: kind for name, kind in SOURCES.items() if kind not in _ELSEWHERE}
