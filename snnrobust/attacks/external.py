@@ -126,7 +126,7 @@ def from_torchattacks(
     if not callable(kind) or (not isinstance(kind, type) and hasattr(kind, "get_logits")):
         raise TypeError(
             f"kind must be a class such as torchattacks.PGD, which is called with each model, got {type(kind).__name__}: for an "
-            "attack with settings of its own use External(lambda model, eps: ..., threat)"
+            "attack with settings of its own use External(threat, lambda model, eps: ...)"
         )
     if "eps" in arguments:
         raise ValueError("leave eps out: it is the threat's")

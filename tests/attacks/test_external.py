@@ -172,7 +172,7 @@ def test_the_mode_trap(victims):
         (
             lambda: from_torchattacks(torchattacks.PGD(nn.Linear(1, 1)), THREAT),
             TypeError,
-            r"External\(lambda model, eps",
+            r"External\(threat, lambda model, eps",
         ),
         (lambda: from_torchattacks(torchattacks.PGD, THREAT, eps=0.1), ValueError, "leave eps out"),
         (lambda: from_foolbox(foolbox.attacks.LinfPGD, THREAT), TypeError, "attack must be an object such as foolbox"),

@@ -8,6 +8,10 @@ import torch
 from spikingjelly.activation_based import functional, neuron
 from torch import nn
 
+from snnrobust import evaluation, hardware
+from snnrobust.attacks import FGSM, Linf
+from snnrobust.draws import draws
+from snnrobust.evaluation.fingerprint import fingerprint
 from snnrobust.interop import wrap
 from snnrobust.interop.state import fresh, renew, resets, stateful
 
@@ -188,3 +192,33 @@ def test_contexts_nest(zoo, batch):
     inner = wrap(zoo.jelly_steps(), **SETTINGS["jelly"])
     outer = wrap(nn.Sequential(inner), time_axis=None)
     assert torch.equal(outer(batch[0]), inner(batch[0]))
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_stored_cells_are_read_back(kind, zoo, batch, tmp_path):
+    """A model is the same before and after its calls, and its neurons' methods, which snnTorch keeps on them, do not recur."""
+    model = {"jelly": zoo.jelly_steps, "torch": zoo.torch_steps, "forgets": zoo.TorchForgets}[kind]()
+    wrapped = wrap(model, **SETTINGS[kind])
+    print_before = fingerprint(wrapped)
+    wrapped(batch[0])
+    assert fingerprint(wrapped) == print_before
+    runs = []
+    for _ in range(2):
+        report = evaluation.evaluate(wrapped, batch, {"fgsm": FGSM(Linf(0.1))}, progress=False, folder=tmp_path)
+        runs.append((report.rows, sorted(tmp_path.iterdir())))
+    assert runs[0] == runs[1]
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    assert fingerprint(wrapped) != print_before
+
+
+def test_on_a_chip(zoo, batch):
+    """Layers that count their calls count each forward pass anew; noise is that of the steps."""
+    wrapped = wrap(zoo.torch_steps(), **{**SETTINGS["torch"], "output": "membrane"})
+    chip = hardware.deploy(wrapped, hardware.GaussianNoise(multiplicative=0.5), seed=1)
+    with draws(chip, 3):
+        first = chip(batch[0])
+        assert torch.equal(chip(batch[0]), first)
+    with draws(chip, 3, torch.arange(5)[2:]):
+        torch.testing.assert_close(chip(batch[0][2:]), first[2:])
+    assert not torch.allclose(first, wrapped(batch[0]))
