@@ -127,14 +127,16 @@ def _first_logits(model: nn.Module, attack: str) -> Iterator[None]:
 
 
 def _are_probabilities(logits: Tensor) -> bool:
-    """Rows of positive numbers with sum 1 within rounding; rates of spikes, many of them 0, are none."""
+    """Rows in [0, 1] with sum 1, both within rounding, that are no rates of spikes: no multiples of 1/T at any T up to 256."""
     if logits.dim() != 2 or logits.shape[1] < 2 or not logits.is_floating_point() or logits.numel() == 0:
         return False
-    rounding = 4 * logits.shape[1] * torch.finfo(logits.dtype).eps
-    sums = logits.double().sum(1)
-    return bool(
-        ((sums - 1).abs() <= rounding).all() and (logits >= 0).all() and 2 * (logits > 0).sum() > logits.numel()
-    )
+    rounding, z = 4 * torch.finfo(logits.dtype).eps, logits.double()
+    if not ((z.sum(1) - 1).abs() <= logits.shape[1] * rounding).all() or (z < 0).any():
+        return False
+    for steps in range(1, 1 + min(256, int(1 / (8 * rounding)))):
+        if ((z * steps - (z * steps).round()).abs() <= steps * rounding).all():
+            return False
+    return True
 
 
 def _key_of(x: Tensor) -> int:

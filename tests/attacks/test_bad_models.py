@@ -56,6 +56,11 @@ def test_what_is_taken_for_probabilities(dtype):
     one_spike = nn.functional.one_hot(torch.arange(10), 10).to(dtype)
     assert not _are_probabilities(one_spike)
     assert not _are_probabilities(torch.ones(4, 1, dtype=dtype))
+    if dtype != torch.bfloat16:
+        assert _are_probabilities(logits.to(dtype)[:1, :2].softmax(1))
+        for steps in (3, 4, 10, 100, 255):  # rates of spikes of which each step has one
+            spikes = torch.randint(0, 3, (2, steps), generator=torch.Generator().manual_seed(steps))
+            assert not _are_probabilities(nn.functional.one_hot(spikes, 3).to(dtype).mean(1))
     assert not _are_probabilities(torch.full((4, 10), torch.nan, dtype=dtype))
 
 
