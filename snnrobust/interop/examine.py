@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from snnrobust.draws import draws, evaluating
-from snnrobust.interop.state import Kept, copied, fresh, keep, memories, renew, stateful
+from snnrobust.interop.state import Kept, copied, fresh, keep, memories, reachable, renew, stateful
 from snnrobust.neurons import surrogate
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _check_state(wrapped: Wrapped, probe: Tensor) -> None:
         _run(wrapped, other)
         theirs = _left(before)
         remembered = {where: value for where, value in theirs.items() if not _alike(value, mine.get(where))}
-        paths = [name for name, _ in model.named_modules()]
+        paths = list(reachable(model))
         names = sorted(f"{paths[i]}.{name}".lstrip(".") for i, name in remembered or theirs)
         _spoil(before, remembered)
         try:
@@ -189,7 +189,7 @@ def _remedy(names: list[str]) -> str:
 
 
 def _kept(model: nn.Module) -> list[tuple[Kept, dict[str, int]]]:
-    kept = [keep(m) for m in model.modules()]
+    kept = [keep(m) for m in reachable(model).values()]
     return [(k, {name: v._version for name, v in _items(k) if _versioned(v)}) for k in kept]
 
 

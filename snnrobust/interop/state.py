@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-__all__ = ["Kept", "Reset", "copied", "fresh", "keep", "memories", "renew", "resets", "stateful"]
+__all__ = ["Kept", "Reset", "copied", "fresh", "keep", "memories", "reachable", "renew", "resets", "stateful"]
 
 Reset = Callable[[nn.Module], object]
 
@@ -24,8 +27,24 @@ _CONTAINERS = (list, dict, set)
 
 
 def resets(module: nn.Module) -> Callable[[], object] | None:
-    """The module's own way back to its first state."""
-    return next((own for name in _RESETS if callable(own := getattr(module, name, None))), None)
+    """The module's own way back to its first state, a method that needs no arguments."""
+    own, kind = vars(module), type(module)
+    for name in _RESETS:
+        method = own[name] if name in own else getattr(kind, name, None)
+        bound = hasattr(method, "__func__") or name not in own  # else a function that was put on the module as it is
+        if callable(method) and _needs_nothing(getattr(method, "__func__", method), bound):
+            return getattr(module, name)  # type: ignore[no-any-return]
+    return None
+
+
+@lru_cache(1024)  # asked at every call
+def _needs_nothing(function: Callable[..., object], bound: bool) -> bool:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return True
+    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return all(p.default is not p.empty or p.kind in free for p in parameters[bound:])
 
 
 def stateful(module: nn.Module) -> bool:
@@ -77,6 +96,11 @@ def _refill(container: Any, content: Any) -> None:
         container.update(content)
 
 
+def reachable(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules whose state Python reaches, by path; not those of TorchScript."""
+    return {name: m for name, m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule)}
+
+
 @contextmanager
 def fresh(model: nn.Module, reset: Reset | None = None) -> Iterator[None]:
     """Inside, the state of every module of ``model`` is its first one; afterwards, also after an error, it is what it was.
@@ -86,7 +110,7 @@ def fresh(model: nn.Module, reset: Reset | None = None) -> Iterator[None]:
     Raises:
         ValueError: a reset changed a parameter.
     """
-    kept = [keep(m) for m in model.modules() if not m.training or _may_have_state(m, reset)]
+    kept = [keep(m) for m in reachable(model).values() if not m.training or _may_have_state(m, reset)]
     try:
         renew(model, reset)
         yield
@@ -97,7 +121,7 @@ def fresh(model: nn.Module, reset: Reset | None = None) -> Iterator[None]:
 
 def renew(model: nn.Module, reset: Reset | None = None) -> None:
     """Every module of ``model`` in its first state. No tensor is changed in place that was there before."""
-    modules = list(model.modules())
+    modules = list(reachable(model).values())
     for m in modules:
         values = memories(m)
         own = vars(m)

@@ -201,3 +201,9 @@ def test_stateful_layers_of_snntorch_that_take_sequences(batch):
     wrapped = wrap(model, time_axis=0, time_steps=4, output="spikes", decode="sum")
     expected = model(batch[0].expand(4, -1, -1))[0].sum(0)
     assert torch.equal(wrapped(batch[0]), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_whose_state_is_out_of_reach(batch):
+    scripted = torch.jit.trace(nn.Linear(6, 3), batch[0])
+    assert torch.equal(wrap(scripted, time_axis=None)(batch[0]), scripted(batch[0]))

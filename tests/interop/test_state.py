@@ -153,6 +153,25 @@ def test_what_is_known_to_have_state():
     assert resets(snntorch.Leaky(0.9)).__name__ == "reset_mem"
 
 
+def test_a_reset_that_needs_arguments_is_not_one():
+    class Needs(nn.Module):
+        def reset(self, batch):
+            raise AssertionError
+
+    class Twice(Needs):
+        def reset_state(self, batch=None, *more, **others):
+            self.called = True
+
+    assert resets(Needs()) is None
+    module = Twice()
+    resets(module)()
+    assert module.called
+    module.reset_state = None
+    assert resets(module) is None
+    module.reset_mem = lambda: 3
+    assert resets(module)() == 3
+
+
 def test_memories_get_their_own_first_values():
     node = neuron.IFNode(v_reset=0.25)
     node.register_memory("trace", torch.ones(2))
