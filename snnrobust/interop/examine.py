@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from snnrobust.draws import draws, evaluating
-from snnrobust.interop.state import Kept, copied, fresh, keep, memories, reachable, renew, stateful
+from snnrobust.interop.state import Kept, copied, fresh, keep, reachable, renew, stateful
 from snnrobust.neurons import surrogate
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _counted(model: nn.Module) -> Iterator[Counter[nn.Module]]:
 
 def _mode(module: nn.Module) -> object:
     """``"s"`` for a neuron that takes one time step, ``"m"`` for one that takes whole sequences, None where nobody says."""
-    if memories(module) is not None:
+    if "_memories" in vars(module):
         return getattr(module, "step_mode", None)  # SpikingJelly
     return "s" if callable(getattr(module, "reset_mem", None)) else None  # snnTorch
 

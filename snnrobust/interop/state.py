@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-__all__ = ["Kept", "Reset", "copied", "fresh", "keep", "memories", "reachable", "renew", "resets", "stateful"]
+__all__ = ["Kept", "Reset", "copied", "fresh", "keep", "reachable", "renew", "resets", "stateful"]
 
 Reset = Callable[[nn.Module], object]
 
@@ -49,13 +49,7 @@ def _needs_nothing(function: Callable[..., object], bound: bool) -> bool:
 
 def stateful(module: nn.Module) -> bool:
     """Whether ``module`` is known to keep state between calls."""
-    return memories(module) is not None or resets(module) is not None
-
-
-def memories(module: nn.Module) -> dict[str, Any] | None:
-    """Of a ``MemoryModule`` of SpikingJelly: the values that its memories are reset to."""
-    values = vars(module).get("_memories_rv")
-    return values if isinstance(values, dict) and isinstance(vars(module).get("_memories"), dict) else None
+    return resets(module) is not None
 
 
 def _may_have_state(module: nn.Module, reset: Reset | None) -> bool:
@@ -123,14 +117,11 @@ def renew(model: nn.Module, reset: Reset | None = None) -> None:
     """Every module of ``model`` in its first state. No tensor is changed in place that was there before."""
     modules = list(reachable(model).values())
     for m in modules:
-        values = memories(m)
         own = vars(m)
         if _may_have_state(m, reset):
             own.update({name: copied(value) for name, value in own.items() if name not in TORCH_OWN})
             for name, buffer in m._buffers.items():
                 m._buffers[name] = copied(buffer)
-        if values is not None:
-            own["_memories"] = {name: copied(values.get(name, old)) for name, old in own["_memories"].items()}
     before = [(p, _version(p)) for p in model.parameters()]
     for m in modules:
         own_reset = resets(m)

@@ -55,6 +55,9 @@ class Held(nn.Module):
         if self.kind == "list read":
             self.rates.append(x.mean())
             return y + sum(self.rates)
+        if self.kind == "seldom read":  # a trace that shows only when it is high
+            before, self.cache = self.cache, x.mean()
+            return y + (before is not None and bool(before > 10))
         if self.kind == "batch read":
             self.table.setdefault(len(x), x.mean())
             return y + self.table[len(x)]
@@ -81,6 +84,7 @@ class Held(nn.Module):
     [
         ("count read", "other outputs at a second call. What is left over: count"),
         ("list read", "other outputs at a second call. What is left over: rates"),
+        ("seldom read", "other outputs at a second call. What is left over: cache"),
         ("batch read", "other outputs at a second call. What is left over: table"),
         (
             "numpy",
@@ -98,7 +102,11 @@ def test_what_is_read_again_is_refused(kind, words, batch):
 def test_what_is_only_recorded_is_taken(kind, batch):
     model = Held(kind)
     wrapped = wrap(model, time_axis=None)
-    assert torch.equal(wrapped(batch[0]), model.linear(batch[0]) * (2 if kind == "cached" else 1))
+    for training in (False, True):
+        model.train(training)
+        assert torch.equal(wrapped(batch[0]), model.linear(batch[0]) * (2 if kind == "cached" else 1))
+        kept = (model.count, len(model.rates), model.cache is not None, hasattr(model, "rate"))
+        assert any(kept) == (training and kind != "nothing")  # in eval mode it is as it was
 
 
 def test_random_models_are_told_from_forgetful_ones(zoo, batch):

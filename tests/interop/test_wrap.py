@@ -293,8 +293,9 @@ def test_an_encoder_without_gradient_is_reported(zoo):
         assert {c.name: c.status for c in report.checks}["the input gradient is alive"] == "failed"
 
 
-def test_training_through_the_wrapper(zoo, batch):
-    """Gradients of weights, running statistics and dropout are those of the model."""
+@pytest.mark.parametrize("reset", [None, functional.reset_net])
+def test_training_through_the_wrapper(reset, zoo, batch):
+    """Gradients of weights and running statistics are those of the model."""
     x, y = batch
 
     def build():
@@ -303,7 +304,7 @@ def test_training_through_the_wrapper(zoo, batch):
             layer.Linear(zoo.FEATURES, 8), layer.BatchNorm1d(8), zoo.lif(), layer.Linear(8, zoo.CLASSES)
         )
 
-    by_hand, wrapped = build(), wrap(build(), time_axis="step", time_steps=zoo.T, decode="mean")
+    by_hand, wrapped = build(), wrap(build(), time_axis="step", time_steps=zoo.T, decode="mean", reset=reset)
     wrapped(x)  # examined
     wrapped.model.load_state_dict(by_hand.state_dict())
     for _ in range(2):
