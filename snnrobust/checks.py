@@ -201,13 +201,23 @@ def function(name: str, value: object) -> object:
 
 def call(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """``model(x)``, checked by :func:`logits`; an input that the model does not take is named with its shape."""
+    version = None if x.is_inference() else x._version
     try:
         value = model(x)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        if "in-place" in str(error) and "leaf" in str(error):
+            raise ValueError(_IN_PLACE) from error
         raise ValueError(f"the model does not take x of shape {tuple(x.shape)}: {error}") from error
+    if version is not None and x._version != version:
+        raise ValueError(_IN_PLACE)
     return logits(value, y)
+
+
+_IN_PLACE = (
+    "the model changes its input in place, which no attack or measurement survives: let it start with x = x.clone()"
+)
 
 
 def logits(value: Tensor, y: Tensor) -> Tensor:

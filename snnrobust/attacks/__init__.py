@@ -1,6 +1,6 @@
 """Attacks on any classifier, spiking or not: threat models, gradient sources, attacks."""
 
-from snnrobust.attacks.attack import ATTACKS, Attack, BluntGradientWarning
+from snnrobust.attacks.attack import ATTACKS, Attack, BluntGradientWarning, ProbabilitiesWarning
 from snnrobust.attacks.auto_pgd import APGD
 from snnrobust.attacks.auto_pgd_targeted import APGDT
 from snnrobust.attacks.bim import BIM
@@ -8,8 +8,10 @@ from snnrobust.attacks.bit_flip import BitFlipAttack
 from snnrobust.attacks.bit_flip_result import BitFlipResult
 from snnrobust.attacks.cw import CW
 from snnrobust.attacks.deepfool import DeepFool
+from snnrobust.attacks.external import External, from_foolbox, from_torchattacks
 from snnrobust.attacks.fab import FAB
 from snnrobust.attacks.fgsm import FGSM
+from snnrobust.attacks.for_foolbox import foolbox_victim, to_foolbox
 from snnrobust.attacks.goal import Goal
 from snnrobust.attacks.gradient import (
     EOT,
@@ -87,6 +89,7 @@ __all__ = [
     "Components",
     "DeepFool",
     "EvolutionStrategies",
+    "External",
     "FromModel",
     "Goal",
     "GradientSource",
@@ -99,6 +102,7 @@ __all__ = [
     "MinimalNorm",
     "Mixed",
     "OfflineLiRA",
+    "ProbabilitiesWarning",
     "RandomNoise",
     "RandomSign",
     "SPSAAttack",
@@ -122,8 +126,12 @@ __all__ = [
     "cross_entropy",
     "dlr",
     "dlr_targeted",
+    "foolbox_victim",
+    "from_foolbox",
+    "from_torchattacks",
     "margin",
     "membership_report",
     "standard",
+    "to_foolbox",
     "train_shadows",
 ]

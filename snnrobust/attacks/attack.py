@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,13 +17,17 @@ from snnrobust.attacks.goal import Goal
 from snnrobust.attacks.threat import Eps, ThreatModel
 from snnrobust.draws import Stream, derive, evaluating
 
-__all__ = ["ATTACKS", "Attack", "BluntGradientWarning", "warn_if_blunt"]
+__all__ = ["ATTACKS", "Attack", "BluntGradientWarning", "Bound", "ProbabilitiesWarning", "warn_if_blunt"]
 
 ATTACKS: dict[str, type[Attack]] = {}
 
 
 class BluntGradientWarning(UserWarning):
     """A gradient attack got a gradient of exactly zero: it has learnt nothing about the model."""
+
+
+class ProbabilitiesWarning(UserWarning):
+    """A model returns probabilities where logits are expected, so the softmax of the loss is a second one."""
 
 
 class Attack:
@@ -79,10 +85,12 @@ class Attack:
             raise TypeError(f"sample_ids must be an int64 tensor [B], one id for each of {len(x)} samples, got {given}")
         x, before = x.detach(), x.detach().clone()
         key = _key_of(x) if seed is None else derive(checks.count("seed", seed, low=0), "attack")
-        with evaluating(model):
+        with evaluating(model), _first_logits(model, type(self).__name__):
             x_adv = self.perturb(model, x, Goal(y, targets), Stream(key, ids.cpu()))
         if not torch.equal(x, before):
-            raise RuntimeError(f"{type(self).__name__} changed its input x in place: perturb() must work on a copy")
+            raise RuntimeError(
+                f"x was changed in place under {type(self).__name__}: perturb() and the model must work on a copy, x.clone()"
+            )
         self.threat.validate(x, x_adv)
         return x_adv
 
@@ -101,9 +109,59 @@ class Attack:
                 f"sample {int(same.nonzero()[0])}: choose another class"
             )
 
+    def bind(self, model: nn.Module, *, seed: int | None = None) -> Bound:
+        """The attack on ``model`` as other libraries call one: ``attack.bind(model)(x, y)``."""
+        return Bound(self, checks.module("model", model), seed)
+
     def at(self, eps: Eps) -> Self:
         """The same attack with another budget, or with one for each sample of the batch that it will get, ``[B]``."""
         return replace(self, threat=self.threat.at(eps))  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """An attack and its victim, ``(x, y) -> x_adv``."""
+
+    attack: Attack
+    model: nn.Module
+    seed: int | None = None
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.attack(self.model, x, y, seed=self.seed)
+
+
+@contextmanager
+def _first_logits(model: nn.Module, attack: str) -> Iterator[None]:
+    """Look at what ``model`` returns at its first call inside, and only there."""
+
+    def look(_: nn.Module, inputs: object, output: object) -> None:
+        handle.remove()
+        if isinstance(output, Tensor) and _are_probabilities(output.detach()):
+            warnings.warn(
+                f"{attack}: the model returns probabilities (each row lies in [0, 1] and sums to 1), so cross-entropy takes a "
+                "second softmax, which blunts its gradient: return logits, such as probabilities.log() with a floor",
+                ProbabilitiesWarning,
+                stacklevel=2,
+            )
+
+    handle = model.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    """Rows in [0, 1] with sum 1, both within rounding, that are no rates of spikes: no multiples of 1/T at any T up to 256."""
+    if logits.dim() != 2 or logits.shape[1] < 2 or not logits.is_floating_point() or logits.numel() == 0:
+        return False
+    rounding, z = 4 * torch.finfo(logits.dtype).eps, logits.double()
+    if not ((z.sum(1) - 1).abs() <= logits.shape[1] * rounding).all() or (z < 0).any():
+        return False
+    for steps in range(1, 1 + min(256, int(1 / (8 * rounding)))):
+        if ((z * steps - (z * steps).round()).abs() <= steps * rounding).all():
+            return False
+    return True
 
 
 def _key_of(x: Tensor) -> int:

@@ -96,7 +96,7 @@ class Backprop:
                 "gradients cannot be taken under torch.inference_mode(): use torch.no_grad() around the attack"
             )
         x = x.detach().requires_grad_()
-        with torch.enable_grad(), _frozen(model), draws(model, stream.key, stream.sample_ids):
+        with torch.enable_grad(), frozen(model), draws(model, stream.key, stream.sample_ids):
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 logits = checks.call(model, x, y).float() if self.precision == "bfloat16" else checks.call(model, x, y)
             total = loss(logits, y).sum()
@@ -118,7 +118,7 @@ def usable(gradient: Tensor) -> Tensor:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Inside, no parameter asks for its gradient: autograd leaves out those of torch's layers by itself, and no others."""
     learnt = [p for p in model.parameters() if p.requires_grad and not is_lazy(p)]
     try:

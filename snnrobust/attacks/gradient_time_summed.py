@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.attacks.gradient import _frozen, registered, usable
+from snnrobust.attacks.gradient import frozen, registered, usable
 from snnrobust.attacks.losses import Loss
 from snnrobust.draws import Stream, draws
 from snnrobust.hardware.deploy import DeployedLayer
@@ -45,7 +45,7 @@ class TimeSummed:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss, stream: Stream) -> tuple[Tensor, Tensor]:
         x = x.detach()
-        with torch.enable_grad(), _frozen(model), _watched(model) as first, draws(model, stream.key, stream.sample_ids):
+        with torch.enable_grad(), frozen(model), _watched(model) as first, draws(model, stream.key, stream.sample_ids):
             logits = checks.call(model, x, y)
             inputs = first()
             if not inputs:

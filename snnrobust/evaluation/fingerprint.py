@@ -31,19 +31,23 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def _pieces(part: Any) -> Iterator[bytes]:
-    if isinstance(part, nn.Module):
+def _pieces(part: Any, inside: frozenset[int] = frozenset()) -> Iterator[bytes]:
+    """``inside``: the modules that are being described, which may hold themselves, as the owners of their own methods."""
+    if isinstance(part, nn.Module) and id(part) in inside:
+        yield type(part).__qualname__.encode()
+    elif isinstance(part, nn.Module):
+        inside = inside | {id(module) for module in part.modules()}
         for name, tensor in (*part.named_parameters(), *part.named_buffers()):  # a state_dict leaves some buffers out
             yield name.encode()
-            yield from _pieces(tensor)
+            yield from _pieces(tensor, inside)
         for name, module in part.named_modules(remove_duplicate=False):
             yield f"{name} {type(module).__module__}.{type(module).__qualname__}".encode()
             for key, value in vars(module).items():  # thresholds, sizes, the pattern of a chip
                 if (not key.startswith("_") or key == "_chip") and key != "training":
                     yield key.encode()
-                    yield from _pieces(value)
+                    yield from _pieces(value, inside)
             if callable(arguments := getattr(module, "arguments", None)):  # those that are no attributes
-                yield from _pieces(arguments())
+                yield from _pieces(arguments(), inside)
     elif isinstance(part, Tensor):
         yield f"{part.dtype}{tuple(part.shape)}".encode()
         yield part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
@@ -54,24 +58,26 @@ def _pieces(part: Any) -> Iterator[bytes]:
         yield type(part).__qualname__.encode()
         for field in dataclasses.fields(part):
             yield field.name.encode()
-            yield from _pieces(getattr(part, field.name))
+            yield from _pieces(getattr(part, field.name), inside)
     elif isinstance(part, Mapping):
         for key in part:
-            yield from _pieces(key)
-            yield from _pieces(part[key])
+            yield from _pieces(key, inside)
+            yield from _pieces(part[key], inside)
     elif isinstance(part, list | tuple):
         yield f"[{len(part)}".encode()
         for inner in part:
-            yield from _pieces(inner)
+            yield from _pieces(inner, inside)
     elif isinstance(part, partial):
-        yield from _pieces((part.func, part.args, part.keywords))
+        yield from _pieces((part.func, part.args, part.keywords), inside)
     elif isinstance(part, MethodType):
-        yield from _pieces((part.__func__, part.__self__))
+        yield from _pieces((part.__func__, part.__self__), inside)
     elif isinstance(part, FunctionType):
         yield f"{part.__module__}.{part.__qualname__}".encode()
-        yield from _pieces((part.__code__.co_code, part.__code__.co_names, part.__defaults__, part.__kwdefaults__))
-        yield from _pieces([c for c in part.__code__.co_consts if not isinstance(c, CodeType)])
-        yield from _pieces([cell.cell_contents for cell in part.__closure__ or ()])
+        yield from _pieces(
+            (part.__code__.co_code, part.__code__.co_names, part.__defaults__, part.__kwdefaults__), inside
+        )
+        yield from _pieces([c for c in part.__code__.co_consts if not isinstance(c, CodeType)], inside)
+        yield from _pieces([cell.cell_contents for cell in part.__closure__ or ()], inside)
     elif callable(part) and hasattr(part, "__qualname__"):
         yield f"{part.__module__}.{part.__qualname__}".encode()
     else:

@@ -18,6 +18,7 @@ from snnrobust.attacks import (
     THREATS,
     Attack,
     Backprop,
+    External,
     FromModel,
     GradientSource,
     Hybrid,
@@ -84,7 +85,7 @@ NAMES: dict[str, list[str]] = {
     "learning rule": list(RULES),
     "loss": list(LOSSES),
 }
-_HOLDING = (Hybrid, MinimalNorm, Transfer)  # they hold models or another attack
+_HOLDING = (External, Hybrid, MinimalNorm, Transfer)  # they hold models, functions or another attack
 _CRAFTED = {name: kind for name, kind in ATTACKS.items() if kind not in _HOLDING}
 _EFFECTS = {name: kind for name, kind in BACKENDS.items() if kind is not Chain}
 _ELSEWHERE = {EOT: "eot = 8", Surrogate: "surrogate = ...", FromModel: 'source = "..."'}  # keys of their own

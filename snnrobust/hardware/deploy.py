@@ -73,11 +73,15 @@ class _WithoutTime(nn.Module):
         y, self._calls = self.layer.step(x, self._calls)
         return y
 
+    def reset(self) -> None:
+        """Before another forward pass; interop calls it."""
+        self._calls = 0
+
 
 def _begin_forward(chip: nn.Module, _: object) -> None:
     for module in chip.modules():
         if isinstance(module, _WithoutTime):
-            module._calls = 0
+            module.reset()
 
 
 def deploy(model: nn.Module, backend: Backend, *, seed: int, layers: Collection[str] | None = None) -> nn.Module:

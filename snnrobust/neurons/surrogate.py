@@ -20,7 +20,7 @@ from snnrobust.kernels.lif import GIVEN
 
 __all__ = [
     "SILENT", "SURROGATES", "ATan", "Exponential", "FastSigmoid", "Gaussian", "Rectangle", "Sigmoid", "SpikeTime",
-    "StraightThrough", "Surrogate", "Triangle", "in_kernel", "lend", "override", "spike",
+    "StraightThrough", "Surrogate", "Triangle", "found", "in_kernel", "lend", "override", "spike",
 ]  # fmt: skip
 
 SURROGATES: dict[str, type[Surrogate]] = {}
@@ -252,7 +252,7 @@ def override(model: nn.Module, surrogate: Surrogate) -> Iterator[nn.Module]:
 @contextmanager
 def lend(model: nn.Module, choose: Callable[[nn.Module], Surrogate]) -> Iterator[None]:
     """:func:`override` with a surrogate for each neuron: ``choose(module)``."""
-    homes = [(m, name, make) for m in model.modules() for name, make in _HOMES if _holds(m, name)]
+    homes = _homes(model)
     if not homes:
         raise ValueError(f"{type(model).__name__} has no surrogate to override: is it a spiking model?")
     chosen = [choose(m) for m, _, _ in homes]
@@ -266,13 +266,57 @@ def lend(model: nn.Module, choose: Callable[[nn.Module], Surrogate]) -> Iterator
     try:
         for (m, name, make), surrogate in zip(homes, chosen, strict=True):
             m.__dict__[name] = make(surrogate)
-        yield
+        with _resets_unobserved([m for m, name, _ in homes if name == "spike_grad"]):
+            yield
     finally:
         for (m, name, _), value in zip(homes, before, strict=True):
             if value is _ABSENT:
                 m.__dict__.pop(name, None)
             else:
                 m.__dict__[name] = value
+
+
+@contextmanager
+def _resets_unobserved(modules: list[nn.Module]) -> Iterator[None]:
+    """snnTorch's neurons also ask their surrogate where they fired last, in ``mem_reset``, whose gradient they drop. A surrogate
+    that looks at each step's potentials is not to see those."""
+    at_rest = _ForeignSpike(StraightThrough(), strict=True)
+
+    def quiet(module: nn.Module, mem_reset: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def instead(mem: Tensor) -> Tensor:
+            lent = module.__dict__["spike_grad"]
+            module.__dict__["spike_grad"] = at_rest
+            try:
+                return mem_reset(mem)
+            finally:
+                module.__dict__["spike_grad"] = lent
+
+        return instead
+
+    theirs = [
+        (m, reset, m.__dict__.get("mem_reset", _ABSENT))
+        for m in modules
+        if callable(reset := getattr(m, "mem_reset", None))
+    ]
+    try:
+        for m, mem_reset, _ in theirs:
+            m.__dict__["mem_reset"] = quiet(m, mem_reset)
+        yield
+    finally:
+        for m, _, before in theirs:
+            if before is _ABSENT:
+                m.__dict__.pop("mem_reset", None)
+            else:
+                m.__dict__["mem_reset"] = before
+
+
+def found(model: nn.Module) -> bool:
+    """Whether ``model`` has surrogates that can be overridden."""
+    return bool(_homes(model))
+
+
+def _homes(model: nn.Module) -> list[tuple[nn.Module, str, Callable[[Surrogate], object]]]:
+    return [(m, name, make) for m in model.modules() for name, make in _HOMES if _holds(m, name)]
 
 
 def _holds(module: nn.Module, name: str) -> bool:
