@@ -60,6 +60,17 @@ def test_the_way_onto_a_plane_is_the_shortest(p, seed, far, n):
     assert float(lengths(change, p)) == pytest.approx(expected, rel=1e-6, abs=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("p", "expected"), [(1.0, [0.1, 0.3, 0.0]), (2.0, [0.1, 0.2, 0.1]), (math.inf, [0.1, 0.15, 0.15])]
+)
+def test_an_element_that_the_box_stops(p, expected):
+    """x_1 has room for 0.1 only; the others bring the rest of what is missing."""
+    w = torch.tensor([[4.0, 2.0, 1.0]]).double() if p != math.inf else torch.tensor([[4.0, 2.0, 2.0]]).double()
+    missing = (w[0] * torch.tensor(expected)).sum()
+    change = onto(torch.tensor([[0.9, 0.5, 0.5]]).double(), Hyperplane(w, -missing[None]), (0.0, 1.0), p)
+    assert change[0].tolist() == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("p", PS)
 def test_each_sample_has_a_plane_of_its_own(p):
     g = torch.Generator().manual_seed(0)
