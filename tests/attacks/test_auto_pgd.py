@@ -112,7 +112,6 @@ def test_is_the_algorithm_of_the_paper(loss, steps, digits_ann):
     x_adv = APGD(Linf(0.1), steps=steps, random_start=False, loss=loss, gradient=recorder)(model, x, y)
     asked = torch.stack(recorder.asked, 1)
     for i, (points, _) in enumerate(paths):
-        # (a restart from the best point shows in the next point)
         assert (asked[i] - torch.cat(points[:-1])).abs().max() < 1e-12
         with torch.no_grad():
             logits = model(torch.cat(points))
@@ -288,7 +287,6 @@ def test_early_stop_of_a_random_model_asks_all_selection_draws(victims):
     left = [len(ids) for ids in source.ids]
     assert left[0] == len(x)
     assert 0 < left[-1] < len(x)
-    once = []
     APGD(Linf(0.2), steps=8, early_stop=True, selection_draws=1, gradient=(spy := Ids())).perturb(
         model, x, goal, stream
     )
