@@ -60,11 +60,14 @@ def test_what_it_asks():
         changed = (query != x).any(1)
         assert (changed.flatten(1).sum(1) == 10).all()
         assert query[changed[:, None].expand_as(query)].unique().tolist() == [0.0, 1.0]
+    jumps = []
     parts = {0: 1, 50: 2, 200: 4, 500: 5, 1000: 6, 2000: 8, 4000: 10, 6000: 12, 8000: 15, 10_000: 20}
     for i, (before, after) in enumerate(pairwise(queries)):
         part = next(part for end, part in parts.items() if int(10_000 * i / 59) <= end)
         moved = ((before != after).any(1) & (before != x).any(1)).flatten(1).sum(1)
-        assert (moved <= max(int(0.8 / part * 10), 1)).all()
+        assert (moved <= 8).all()
+        jumps += (moved > max(int(0.8 / part * 10), 1)).tolist()
+    assert 0 < sum(jumps) < 0.2 * len(jumps)  # about one in ten, while the share has not fallen yet it does not show
     assert sum(bool((a != b).any()) for a, b in pairwise(queries)) > 50
 
 
