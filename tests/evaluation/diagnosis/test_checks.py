@@ -275,6 +275,7 @@ def against(own: tuple[int, float], other: tuple[int, float]) -> Check:
         ((32, -9.0), (30, -3.0), "passed"),  # two samples are no difference that matters
         ((30, -3.0), (60, -9.0), "passed"),
         ((60, -9.0), (30, 50.0), "failed"),  # beyond the boundary nothing counts
+        ((40, 50.0), (30, -3.0), "inconclusive"),
     ],
 )
 def test_what_is_far_stronger(own: tuple[int, float], other: tuple[int, float], status: str) -> None:
