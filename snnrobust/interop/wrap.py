@@ -90,7 +90,7 @@ class Wrapped(nn.Module):
                 f"output={self.output!r} chooses one of several values, but the model returns {_shown(value)}"
             )
         index = self.output if isinstance(self.output, int) else _OUTPUT[self.output]
-        if index >= len(value):
+        if not -len(value) <= index < len(value):
             raise ValueError(
                 f"output must be below {len(value)}, the number of values that the model returns, got {index}"
             )
