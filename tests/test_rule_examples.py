@@ -1,8 +1,10 @@
-"""The scripts in examples/ behind docs/learning_rules.md run, on small stand-ins for the data."""
+"""The scripts in examples/ behind docs/learning_rules.md and docs/attacks run, on small stand-ins for the data."""
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -95,3 +97,36 @@ def test_cifar_bntt(run: Callable[..., ModuleType], tmp_path: Path, capsys: pyte
     table = capsys.readouterr().out
     assert table.count("| BNTT | 0 |") == table.count("| none | 0 |") == 1
     assert (tmp_path / "accuracy.png").is_file()
+
+
+def test_poisson_grid(run: Callable[..., ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = run("poisson_grid", "--quick")
+    script.QUICK = replace(script.QUICK, steps=(3,), images={0: 5}, most=2, judge=4, doubled=(3,))
+    script.main()
+    first = capsys.readouterr().out
+    assert first.count("| LIF, leak 1; Bernoulli |") == 2  # in the grid, and attack by attack
+    assert first.count("| 3 | LIF, leak 0.8; Bernoulli |") == 3  # and where the attack is doubled
+    assert (tmp_path / "quick" / "grid.png").is_file()
+    for path in (tmp_path / "quick").glob("*.json"):
+        cell = json.loads(path.read_bytes())
+        assert cell["distance"] <= 0.1
+        assert all(0 <= right <= cell["draws"] for right in cell["correct"])
+    script.main()
+    again = capsys.readouterr().out
+    assert again.startswith("1 training seed")  # nothing is computed again
+    assert first.endswith(again)
+
+
+def test_poisson_grid_networks(run: Callable[..., ModuleType]) -> None:
+    script = run("poisson_grid")
+    x = torch.rand(6, 1, 14, 14, generator=torch.Generator().manual_seed(0))
+    rounded = script.Rounded(4)(x)
+    assert (rounded * 4).round().unique().tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(rounded, (x * 5).floor() / 4)
+    rate = script.Rate(3)(x) * 3
+    assert torch.equal(rate, rate.round())
+    plain = script.built(script.PLAIN, 0)
+    weights = list(plain.parameters())
+    for network in script.networks(script.QUICK):
+        other = [p for p in script.built(network, 0).parameters() if p.dim() > 0]
+        assert all(torch.equal(a, b) for a, b in zip(weights, other, strict=True)), network.name

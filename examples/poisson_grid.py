@@ -1,0 +1,461 @@
+"""Robust accuracy over time steps and leaks under Poisson coding, and which part of it is quantization, noise or spikes.
+
+    python examples/poisson_grid.py            # MNIST, 1 seed; about an hour on one core, writes runs/poisson-grid
+    python examples/poisson_grid.py --seeds 3
+    python examples/poisson_grid.py --quick    # a minute; the numbers mean nothing
+
+After Sharmin et al. 2020 (arXiv 2003.10399), who found spiking networks with a Poisson input more robust than ordinary ones, the
+more so with fewer time steps and more leak. Here the images are MNIST's, averaged over 2 x 2 pixels to 14 x 14, and every network
+is a perceptron 196-128-128-10; they differ in two things:
+
+- what it sees: the image; the image rounded to T + 1 levels; the mean of T Bernoulli draws (for spiking neurons the draws);
+- what its hidden units emit: ReLU; T + 1 levels (QCFS); the spikes of a LIF neuron in T steps, by leak.
+
+Each is trained until its validation accuracy reaches a target, so that clean accuracies are matched, and attacked by the worst of
+its own PGD (through EOT where it draws), for spiking ones PGD along the rate gradient, and transfer from the ReLU network. The
+worst is selected on some draws and judged on others. A cell that is done is on disk; an interrupted run goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snnrobust import attacks, data, figures, models
+from snnrobust.attacks import selection
+from snnrobust.draws import Stream, derive, draws, evaluating, is_stochastic, keyed
+from snnrobust.encoders import Direct, Poisson
+from snnrobust.evaluation.report import resubmitted
+from snnrobust.layers import QCFS, MeanOutput
+from snnrobust.models.checkpoint import read_tensors, write_bytes, write_tensors
+from snnrobust.neurons import LIF
+from snnrobust.statistics import mean_interval, paired_interval
+
+HIDDEN = (128, 128)
+SHAPE = (1, 14, 14)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """n images, draws that select and judge, and gradients a step of EOT: by T, from the first that it is at least."""
+
+    steps: tuple[int, ...] = (5, 10, 20, 50, 100)
+    leaks: tuple[float, ...] = (1.0, 0.95, 0.8)
+    eps: tuple[float, ...] = (0.1, 0.05)
+    images: dict[int, int] = None  # type: ignore[assignment]
+    eot: dict[int, int] = None  # type: ignore[assignment]
+    select: int = 8
+    judge: int = 32
+    pgd: int = 20
+    target: float = 0.96
+    most: int = 2000  # training steps
+    train: int = 60_000
+    validation: int = 1000
+    doubled: tuple[int, ...] = (5, 20)
+
+
+FULL = Settings(images={0: 300, 50: 200}, eot={0: 16, 10: 8, 20: 4, 50: 2})
+QUICK = Settings(
+    (2, 4),
+    (1.0, 0.8),
+    (0.1,),
+    {0: 20},
+    {0: 1},
+    2,
+    10,
+    pgd=2,
+    target=0.9,
+    most=20,
+    train=2000,
+    validation=100,
+    doubled=(2,),
+)
+
+
+@dataclass(frozen=True)
+class Network:
+    inputs: str  # "image", "rounded" or "Bernoulli"
+    units: str  # "ReLU", "levels" or "LIF"
+    steps: int = 0  # 0: it has neither time nor levels
+    leak: float = 0.0  # of LIF
+
+    @property
+    def name(self) -> str:
+        leak = f"-{self.leak:g}" if self.units == "LIF" else ""
+        return f"{self.units}{leak}-{self.inputs}-T{self.steps}"
+
+    @property
+    def label(self) -> str:
+        units = {"ReLU": "ReLU", "levels": "T + 1 levels", "LIF": f"LIF, leak {self.leak:g}"}[self.units]
+        return f"{units}; {self.inputs}"
+
+
+PLAIN = Network("image", "ReLU")
+
+
+def networks(settings: Settings) -> Iterator[Network]:
+    """Those of a T together, so that what is done first can be read first."""
+    yield PLAIN
+    for T in settings.steps:
+        yield from (Network("rounded", "ReLU", T), Network("Bernoulli", "ReLU", T))
+        yield from (Network(seen, "levels", T) for seen in ("image", "rounded", "Bernoulli"))
+        yield from (Network(seen, "LIF", T, leak) for seen in ("image", "Bernoulli") for leak in settings.leaks)
+
+
+class Rate(nn.Module):
+    """The mean of T Bernoulli draws."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.encoder = Poisson(steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(x).mean(0)
+
+
+class Rounded(nn.Module):
+    """T + 1 levels from 0 to 1, each of an equal part of [0, 1]; straight-through in the backward pass."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded = (x * (self.steps + 1)).floor().clamp(max=self.steps) / self.steps
+        return x + (rounded - x).detach()
+
+
+def built(network: Network, seed: int) -> nn.Module:
+    """Untrained; all networks of a seed start from the same weights."""
+    T = network.steps
+    with keyed(derive(seed, "weights")):
+        if network.units == "LIF":
+            encoder = Direct(T) if network.inputs == "image" else Poisson(T)
+            hidden = tuple(models.Dense(n) for n in HIDDEN)
+            return models.spiking(hidden, SHAPE, 10, encoder, LIF(decay=network.leak), "none", MeanOutput())
+        layers: list[nn.Module] = [nn.Flatten()]
+        if network.inputs != "image":
+            layers.insert(0, Rounded(T) if network.inputs == "rounded" else Rate(T))
+        for wide, n in zip((196, *HIDDEN), HIDDEN, strict=False):
+            # the largest rate of a LIF neuron is 1, so there the levels start
+            layers += [nn.Linear(wide, n), nn.ReLU() if network.units == "ReLU" else QCFS(T, threshold=1.0)]
+        return nn.Sequential(*layers, nn.Linear(HIDDEN[-1], 10))
+
+
+def images(split: str) -> tuple[Tensor, Tensor]:
+    x, y = data.take(data.load("mnist", split))
+    return F.avg_pool2d(x, 2), y
+
+
+def trained(network: Network, seed: int, settings: Settings, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    model, path = built(network, seed), folder / f"{network.name}-seed{seed}.safetensors"
+    if not path.exists():
+        began = time.perf_counter()
+        print(f"training {path.stem}", flush=True)
+        x, y = images("train")
+        held = min(settings.validation, len(x) // 4)
+        x, y, validation = x[: -held or None], y[: -held or None], (x[-held:], y[-held:])
+        x, y = x[: settings.train], y[: settings.train]
+        order = np.random.default_rng(derive(seed, "order"))
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        reached, step = 0.0, 0
+        # A loop of its own: matched networks stop in the middle of an epoch.
+        while step < settings.most and reached < settings.target:
+            for index in torch.from_numpy(order.permutation(len(x))).split(128)[: settings.most - step]:
+                with draws(model.train(), derive(seed, "train", step), index):
+                    loss = F.cross_entropy(model(x[index]), y[index])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                step += 1
+                if (
+                    step % 25 == 0
+                    and (reached := right(model, *validation, derive(seed, "validation", step))) >= settings.target
+                ):
+                    break
+        found = {"steps": step, "validation": reached, "seconds": time.perf_counter() - began}
+        write_tensors(path, "grid network", model.state_dict(), found)
+    tensors, found = read_tensors(path, "grid network")
+    model.load_state_dict(tensors)
+    return model.eval(), found
+
+
+@torch.no_grad()
+def right(model: nn.Module, x: Tensor, y: Tensor, key: int) -> float:
+    """Accuracy in one draw."""
+    with evaluating(model), draws(model, key):
+        return float((model(x).argmax(1) == y).float().mean())
+
+
+def of(table: dict[int, int], steps: int) -> int:
+    return table[max(least for least in table if least <= steps)]
+
+
+def suite(
+    network: Network, model: nn.Module, plain: nn.Module, settings: Settings, eps: float, pgd: int = 1, eot: int = 1
+) -> dict[str, attacks.Attack]:
+    """The network's own attack; ``pgd`` and ``eot`` are factors on its steps and draws."""
+    threat, steps = attacks.Linf(eps), settings.pgd * pgd
+
+    def climb(source: attacks.GradientSource) -> attacks.PGD:
+        samples = of(settings.eot, network.steps) * eot
+        return attacks.PGD(threat, steps, gradient=attacks.EOT(samples, source) if is_stochastic(model) else source)
+
+    found: dict[str, attacks.Attack] = {"own": climb(attacks.Backprop())}
+    if network.units == "LIF":
+        found["rate"] = climb(attacks.RGA())
+    if network != PLAIN:
+        found["transfer"] = attacks.Transfer(attacks.PGD(threat, steps), plain)
+    return found
+
+
+def judged(
+    path: Path, model: nn.Module, candidates: dict[str, attacks.Attack], settings: Settings, n: int, seed: int
+) -> dict[str, Any]:
+    """Right draws of each image, of the clean input (no candidate) or of the worst of it and the candidates."""
+    if path.exists():
+        return json.loads(path.read_bytes())
+    began = time.perf_counter()
+    x, y = (t[:n] for t in images("test"))
+    goal, ids = attacks.Goal(y), torch.arange(len(y))
+    select, judge = (settings.select, settings.judge) if is_stochastic(model) else (1, 1)
+    alone: dict[str, float] = {}
+    winner, standing = x, None
+    for name, attack in {"clean": None, **candidates}.items():
+        x_adv = x if attack is None else attack(model, x, y, seed=derive(seed, "craft", name), sample_ids=ids)
+        if not candidates:
+            break
+        with evaluating(model):
+            measured = selection.measure(model, x_adv, goal, Stream(derive(seed, "select"), ids), select)
+        alone[name] = float(measured.correct.double().mean()) / select
+        if standing is None:
+            standing = measured
+            continue
+        wins = selection.better(measured, standing)
+        winner = torch.where(wins.view(-1, 1, 1, 1), x_adv, winner)
+        standing = selection.Measurement(*(torch.where(wins, a, b) for a, b in zip(measured, standing, strict=True)))
+    with evaluating(model):
+        correct = selection.measure(model, winner, goal, Stream(derive(seed, "judge"), ids), judge).correct
+    found = {
+        "correct": correct.tolist(), "draws": judge, "selected_on": select, "alone": alone,
+        "distance": float((winner.double() - x.double()).abs().max()), "seconds": time.perf_counter() - began,
+    }  # fmt: skip
+    write_bytes(path, json.dumps(found).encode())
+    return found
+
+
+Results = dict[tuple[Network, str], list[dict[str, Any]]]  # by network and column: of each seed
+
+
+def measure(network: Network, seed: int, settings: Settings, folder: Path) -> dict[str, dict[str, Any]]:
+    """All cells of one network."""
+    model, training = trained(network, seed, settings, folder)
+    plain, _ = trained(PLAIN, seed, settings, folder)
+    n = of(settings.images, network.steps)
+
+    def cell(name: str, candidates: dict[str, attacks.Attack]) -> dict[str, Any]:
+        path = folder / f"{network.name}-seed{seed}-{name.replace(' ', '-')}.json"
+        if not path.exists():
+            print(f"  {path.stem}", flush=True)
+        return judged(path, model, candidates, settings, n, seed)
+
+    found = {"training": training, "clean": cell("clean", {})}
+    for eps in settings.eps:
+        found[f"eps {eps:g}"] = cell(f"eps {eps:g}", suite(network, model, plain, settings, eps))
+    largest = max(settings.eps)
+    number = len(suite(network, model, plain, settings, largest))
+    noise = {f"noise {i}": attacks.RandomSign(attacks.Linf(largest)) for i in range(number)}
+    found["null"] = cell("null", noise)
+    if seed == 0 and network.steps in settings.doubled and network.leak in (0.0, settings.leaks[1]):
+        found["doubled steps"] = cell("doubled steps", suite(network, model, plain, settings, largest, pgd=2))
+        if is_stochastic(model):
+            found["doubled draws"] = cell("doubled draws", suite(network, model, plain, settings, largest, eot=2))
+    return found
+
+
+def shares(results: Results, network: Network, column: str) -> Any:
+    """Share of right draws of each image, mean over the seeds; as many images as all of them have."""
+    cells = results[network, column]
+    return np.mean([np.array(c["correct"]) / c["draws"] for c in cells], 0)
+
+
+def _percent(values: Any) -> str:
+    low, high = mean_interval(values)
+    return f"{100 * values.mean():.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def _resubmitted(results: Results, network: Network, column: str) -> str:
+    found = [resubmitted(np.array(c["correct"]), c["draws"]) for c in results[network, column]]
+    return f"{100 * float(np.mean([f for f in found if f is not None])):.1f}" if None not in found else ""
+
+
+def grid(results: Results, settings: Settings) -> str:
+    """The main table."""
+    budgets = sorted(settings.eps)
+    rows = [
+        ["T", "units; input", "n", "clean RA_1", "clean RA_10", *(f"RA_1, eps {e:g}" for e in budgets)]
+        + [f"RA_10, eps {e:g}" for e in budgets]
+        + [f"noise, eps {budgets[-1]:g}", "training steps"]
+    ]
+    rows.append(["---"] * len(rows[0]))
+    for network in networks(settings):
+        if (network, "null") not in results:
+            continue
+        columns = [f"eps {e:g}" for e in budgets]
+        rows.append(
+            [str(network.steps or "-"), network.label, str(len(shares(results, network, "clean")))]
+            + [_percent(shares(results, network, "clean")), _resubmitted(results, network, "clean")]
+            + [_percent(shares(results, network, c)) for c in columns]
+            + [_resubmitted(results, network, c) for c in columns]
+            + [f"{100 * shares(results, network, 'null').mean():.1f}"]
+            + [", ".join(str(t["steps"]) for t in results[network, "training"])]
+        )
+    return _table(rows)
+
+
+def parts(results: Results, settings: Settings) -> str:
+    """What each difference between networks adds to RA_1 at the largest budget, in points."""
+    rows = [["T", "n", "what is added", "RA_1 without", "RA_1 with", "difference in points [95 %]"]]
+    rows.append(["---"] * len(rows[0]))
+    column = f"eps {max(settings.eps):g}"
+    for T in settings.steps:
+        for name, without, given in comparisons(T, settings):
+            if (without, column) not in results or (given, column) not in results:
+                continue
+            a, b = shares(results, without, column), shares(results, given, column)
+            n = min(len(a), len(b))
+            low, high = paired_interval(b[:n], a[:n])
+            means = [f"{100 * v[:n].mean():.1f}" for v in (a, b)]
+            change = 100 * (b[:n].mean() - a[:n].mean())
+            rows.append([str(T), str(n), name, *means, f"{change:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"])
+    return _table(rows)
+
+
+def comparisons(T: int, settings: Settings) -> Iterator[tuple[str, Network, Network]]:
+    noisy, levels = Network("Bernoulli", "levels", T), Network("image", "levels", T)
+    yield "quantization of the units", PLAIN, levels
+    yield "quantization of the input", PLAIN, Network("rounded", "ReLU", T)
+    yield "noise of the input", PLAIN, Network("Bernoulli", "ReLU", T)
+    yield "noise and quantization of the units", PLAIN, noisy
+    for leak in settings.leaks:
+        yield f"spikes, leak {leak:g}, in place of levels; image", levels, Network("image", "LIF", T, leak)
+    for leak in settings.leaks:
+        yield f"spikes, leak {leak:g}, in place of levels; Bernoulli", noisy, Network("Bernoulli", "LIF", T, leak)
+    for leak in settings.leaks:
+        yield f"all three, leak {leak:g}", PLAIN, Network("Bernoulli", "LIF", T, leak)
+
+
+def convergence(results: Results, settings: Settings) -> str:
+    """RA_1 of the first seed when the attack has twice the steps, or twice the draws a step; and its single attacks."""
+    column = f"eps {max(settings.eps):g}"
+    rows = [["T", "units; input", "RA_1", "steps x 2", "draws x 2"]]
+    rows.append(["---"] * len(rows[0]))
+    for network in networks(settings):
+        if (network, "doubled steps") not in results:
+            continue
+        cells = [
+            results[network, c][0] if (network, c) in results else None
+            for c in (column, "doubled steps", "doubled draws")
+        ]
+        numbers = ["" if c is None else f"{100 * np.mean(c['correct']) / c['draws']:.1f}" for c in cells]
+        rows.append([str(network.steps), network.label, *numbers])
+    return _table(rows)
+
+
+def singles(results: Results, settings: Settings) -> str:
+    """Accuracy on the selection draws under each attack alone."""
+    names = ("own", "rate", "transfer")
+    column = f"eps {max(settings.eps):g}"
+    rows = [["T", "units; input", *names]]
+    rows.append(["---"] * len(rows[0]))
+    for network in networks(settings):
+        if (network, column) in results:
+            alone = [c["alone"] for c in results[network, column]]
+            numbers = [f"{100 * np.mean([a[k] for a in alone]):.1f}" if k in alone[0] else "" for k in names]
+            rows.append([str(network.steps or "-"), network.label, *numbers])
+    return _table(rows)
+
+
+def _table(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def plot(results: Results, settings: Settings, path: Path) -> None:
+    column = f"eps {max(settings.eps):g}"
+    lines = [(f"{name}", lambda T, s=seen, u=units: Network(s, u, T)) for name, seen, units in (
+        ("ReLU; Bernoulli", "Bernoulli", "ReLU"), ("T + 1 levels; image", "image", "levels"),
+        ("T + 1 levels; Bernoulli", "Bernoulli", "levels"),
+    )]  # fmt: skip
+    lines += [
+        (f"LIF, leak {leak:g}; {seen}", lambda T, s=seen, k=leak: Network(s, "LIF", T, k))
+        for seen, leaks in (("image", settings.leaks[1:2]), ("Bernoulli", settings.leaks))
+        for leak in leaks
+    ]
+    with figures.style():
+        made = figures.figure(6.4, 4.2)
+        axes = made.subplots()
+        if (PLAIN, column) in results:
+            plain = 100 * shares(results, PLAIN, column).mean()
+            axes.axhline(plain, color=figures.INK, lw=1, ls=":", label="ReLU; image")
+        for i, (label, network) in enumerate(lines):
+            known = [T for T in settings.steps if (network(T), column) in results]
+            values = [shares(results, network(T), column) for T in known]
+            bars = np.array([mean_interval(v) for v in values]).reshape(-1, 2).T
+            means = np.array([v.mean() for v in values])
+            axes.errorbar(
+                np.array(known) * (1 + 0.012 * (i - 3)), 100 * means, yerr=100 * np.abs(bars - means), label=label, ms=4, lw=1.3,
+                color=figures.SERIES[i % len(figures.SERIES)], marker=figures.MARKERS[i % len(figures.MARKERS)],
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xticks(settings.steps, [str(T) for T in settings.steps])
+        axes.minorticks_off()
+        axes.set(xlabel="time steps T", ylabel=f"RA_1 in %, {column}, Linf")
+        axes.grid(axis="y", color=figures.GRID, lw=0.8)
+        axes.legend(fontsize=7.5, ncols=2)
+        figures.save(made, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Poisson coding: time steps, leak, and their controls.")
+    parser.add_argument("--output", type=Path, default=Path("runs/poisson-grid"))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="few small cells, to see that it runs")
+    parser.add_argument("--tables", action="store_true", help="compute nothing: tables of what is there")
+    options = parser.parse_args()
+    settings, folder = (QUICK, options.output / "quick") if options.quick else (FULL, options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    results: Results = {}
+    for network in networks(settings):
+        for seed in range(options.seeds):
+            null = folder / f"{network.name}-seed{seed}-null.json"
+            if options.tables and not null.exists():
+                continue
+            for column, found in measure(network, seed, settings, folder).items():
+                results.setdefault((network, column), []).append(found)
+    tables = (
+        f"{options.seeds} training seed(s). Selection on {settings.select} draws, judgement on {settings.judge}; one, for "
+        f"networks without randomness. PGD-{settings.pgd}.",
+        *(make(results, settings) for make in (grid, parts, convergence, singles)),
+    )
+    text = "\n\n".join(tables) + "\n"
+    write_bytes(folder / "tables.md", text.encode())
+    plot(results, settings, folder / "grid.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
