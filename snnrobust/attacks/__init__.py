@@ -1,6 +1,8 @@
 """Attacks on any classifier, spiking or not: threat models, gradient sources, attacks."""
 
 from snnrobust.attacks.attack import ATTACKS, Attack, BluntGradientWarning
+from snnrobust.attacks.auto_pgd import APGD
+from snnrobust.attacks.auto_pgd_targeted import APGDT
 from snnrobust.attacks.fgsm import FGSM
 from snnrobust.attacks.goal import Goal
 from snnrobust.attacks.gradient import (
@@ -24,10 +26,13 @@ from snnrobust.attacks.l2 import L2
 from snnrobust.attacks.losses import LOSSES, Loss, Targeted, cross_entropy, dlr, dlr_targeted, margin
 from snnrobust.attacks.pgd import PGD
 from snnrobust.attacks.random_noise import RandomNoise, RandomSign
+from snnrobust.attacks.sa_pgd import SAPGD
 from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
 from snnrobust.attacks.transfer import Transfer
 
 __all__ = [
+    "APGD",
+    "APGDT",
     "ASSG",
     "ATTACKS",
     "BPDA",
@@ -42,6 +47,7 @@ __all__ = [
     "PDSG",
     "PGD",
     "RGA",
+    "SAPGD",
     "SOURCES",
     "SPSA",
     "THREATS",

@@ -111,7 +111,7 @@ def _key_of(x: Tensor) -> int:
     return derive(torch.initial_seed(), "attack", content.hexdigest())
 
 
-def warn_if_blunt(attack: Attack, gradient: Tensor) -> None:
+def warn_if_blunt(attack: object, gradient: Tensor) -> None:
     """Say so when a whole batch has a gradient of exactly zero."""
     if not gradient.any():
         warnings.warn(

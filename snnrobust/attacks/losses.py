@@ -44,7 +44,8 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 def dlr_targeted(logits: Tensor, target: Tensor) -> Tensor:
     r""":math:`\big( z_t - \max_{j \ne t} z_j \big) / \big( z_{\pi_1} - (z_{\pi_3} + z_{\pi_4}) / 2 \big)`, per sample.
 
-    Ties as in :func:`dlr`.
+    Ties as in :func:`dlr`. With fewer than four classes the last stands for those that are missing, and the denominator is not
+    differentiated: with three the ratio would be constant for the third.
     The published loss has :math:`z_y` in place of the maximum: the same, as long as :math:`y` is predicted.
     """
     return _ratio(-margin(logits, target), logits, (2, 3))
@@ -58,7 +59,7 @@ def _ratio(difference: Tensor, logits: Tensor, ranks: tuple[int, ...]) -> Tensor
     smallest = torch.where(gaps > 0, gaps, torch.inf).amin(1)
     tied = torch.where(smallest.isinf(), 1.0, smallest)
     scale = torch.where(order[:, 0] > behind, order[:, 0] - behind, tied)
-    return difference / (scale if last > 1 else scale.detach())
+    return difference / (scale if last >= ranks[-1] else scale.detach())
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snnrobust.attacks import ATTACKS, FGSM, L0, L1, L2, PGD, Linf, RandomNoise, RandomSign, ThreatModel, Transfer
+from snnrobust.attacks import (
+    APGD,
+    APGDT,
+    ATTACKS,
+    FGSM,
+    L0,
+    L1,
+    L2,
+    PGD,
+    SAPGD,
+    Linf,
+    RandomNoise,
+    RandomSign,
+    ThreatModel,
+    Transfer,
+)
 from snnrobust.attacks.attack import Attack
 
 BUDGETS: dict[str, float] = {"Linf": 0.1, "L2": 0.6, "L1": 1.5, "L0": 3}
@@ -23,11 +38,17 @@ class Case(NamedTuple):
 
 
 CASES: dict[str, Case] = {
+    "APGD": Case(lambda threat: APGD(threat, steps=5)),
+    "APGD, restarts, early stop": Case(lambda threat: APGD(threat, steps=4, restarts=2, early_stop=True)),
+    "APGDT": Case(lambda threat: APGDT(threat, steps=3)),
+    "APGDT, early stop": Case(lambda threat: APGDT(threat, steps=3, early_stop=True)),
     "FGSM": Case(FGSM),
     "PGD": Case(lambda threat: PGD(threat, steps=3)),
     "PGD, restarts, early stop": Case(lambda threat: PGD(threat, steps=3, restarts=2, early_stop=True)),
     "RandomNoise": Case(RandomNoise),
     "RandomSign": Case(RandomSign, ("Linf",)),
+    "SAPGD": Case(lambda threat: SAPGD(threat, steps=5)),
+    "SAPGD, restarts, early stop": Case(lambda threat: SAPGD(threat, steps=4, restarts=2, early_stop=True)),
 }
 """The name begins with that of the class."""
 
