@@ -92,21 +92,29 @@ def accuracy(model: torch.nn.Module) -> float:
     return sum(int((model(b.x).argmax(1) == b.y).sum()) for b in data.batches(test, 500)) / len(test)
 
 
-def measure(seed: int, settings: Settings, folder: Path) -> dict[str, Any]:
-    """By attack, whether each image is still right; and what it cost."""
-    path = folder / f"seed{seed}-n{settings.images}.json"
-    if path.exists():
-        return json.loads(path.read_bytes())
-    model, threat = trained(seed, settings, folder), attacks.Linf(settings.eps)
+Suite = dict[str, attacks.Attack]
+
+
+def suites(settings: Settings) -> tuple[Suite, Suite]:
+    """The sweep, and the training surrogate with as many gradients of an image."""
+    threat, restarts = attacks.Linf(settings.eps), len(settings.sources)
     sweep = {
         f"{source}, {name}": kind(threat, settings.steps, gradient=SOURCES[source], early_stop=True)
         for source in settings.sources
         for name, kind in OPTIMISERS.items()
     }
-    restarts = len(settings.sources)
     control = {
         name: kind(threat, settings.steps, restarts=restarts, early_stop=True) for name, kind in OPTIMISERS.items()
     }
+    return sweep, control
+
+
+def measure(seed: int, settings: Settings, folder: Path) -> dict[str, Any]:
+    """By attack, whether each image is still right; and what it cost."""
+    path = folder / f"seed{seed}-n{settings.images}.json"
+    if path.exists():
+        return json.loads(path.read_bytes())
+    model, (sweep, control) = trained(seed, settings, folder), suites(settings)
     found: dict[str, Any] = {"right": {}, "gradients": {}, "seconds": {}}
     for name, suite in (("sweep", sweep), ("control", control)):
         print(f"seed {seed}: {name}", flush=True)

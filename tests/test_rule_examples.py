@@ -130,3 +130,31 @@ def test_poisson_grid_networks(run: Callable[..., ModuleType]) -> None:
     for network in script.networks(script.QUICK):
         other = [p for p in script.built(network, 0).parameters() if p.dim() > 0]
         assert all(torch.equal(a, b) for a, b in zip(weights, other, strict=True)), network.name
+
+
+@pytest.mark.filterwarnings("ignore::snnrobust.learning_rules.activity.TrainingWarning")  # noise teaches nothing
+def test_surrogate_sweep(run: Callable[..., ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = run("surrogate_sweep", "--quick", "--seeds", "2")
+    script.QUICK = replace(script.QUICK, images=4, steps=2)
+    script.main()
+    first = capsys.readouterr().out
+    assert first.count("training seed") == 2
+    assert all(f"| {source} |" in first for source in script.QUICK.sources)
+    assert "| mean |" in first
+    assert (tmp_path / "quick" / "sweep.png").is_file()
+    for path in (tmp_path / "quick").glob("*.json"):
+        found = json.loads(path.read_bytes())
+        single = [found["right"][f"{s}, {o}"] for s in script.QUICK.sources for o in script.OPTIMISERS]
+        assert found["right"][script.UNION] == [min(each) for each in zip(*single, strict=True)]
+    script.main()
+    again = capsys.readouterr().out
+    assert "training" not in again.split("|")[0]  # nothing is computed again
+    assert first.endswith(again)
+
+
+def test_surrogate_sweep_gives_both_sides_the_same_budget(run: Callable[..., ModuleType]) -> None:
+    script = run("surrogate_sweep")
+    sweep, control = script.suites(script.FULL)
+    assert sum(a.steps * a.restarts for a in sweep.values()) == sum(a.steps * a.restarts for a in control.values())
+    assert {a.gradient for a in control.values()} == {script.SOURCES[script.TRAINING]}
+    assert {a.threat for a in (*sweep.values(), *control.values())} == {script.attacks.Linf(script.FULL.eps)}
