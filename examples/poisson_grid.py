@@ -22,8 +22,8 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,8 @@ class Settings:
     steps: tuple[int, ...] = (5, 10, 20, 50, 100)
     leaks: tuple[float, ...] = (1.0, 0.95, 0.8)
     eps: tuple[float, ...] = (0.1, 0.05)
-    images: dict[int, int] = None  # type: ignore[assignment]
-    eot: dict[int, int] = None  # type: ignore[assignment]
+    images: Mapping[int, int] = field(default_factory=lambda: {0: 300, 50: 200})
+    eot: Mapping[int, int] = field(default_factory=lambda: {0: 16, 10: 8, 20: 4, 50: 2})
     select: int = 8
     judge: int = 32
     pgd: int = 20
@@ -67,22 +67,10 @@ class Settings:
     doubled: tuple[int, ...] = (5, 20)
 
 
-FULL = Settings(images={0: 300, 50: 200}, eot={0: 16, 10: 8, 20: 4, 50: 2})
+FULL = Settings()
 QUICK = Settings(
-    (2, 4),
-    (1.0, 0.8),
-    (0.1,),
-    {0: 20},
-    {0: 1},
-    2,
-    10,
-    pgd=2,
-    target=0.9,
-    most=20,
-    train=2000,
-    validation=100,
-    doubled=(2,),
-)
+    (2, 4), (1.0, 0.8), (0.1,), {0: 20}, {0: 1}, 2, 10, pgd=2, target=0.9, most=20, train=2000, validation=100, doubled=(2,)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -181,10 +169,9 @@ def trained(network: Network, seed: int, settings: Settings, folder: Path) -> tu
                 loss.backward()
                 optimizer.step()
                 step += 1
-                if (
-                    step % 25 == 0
-                    and (reached := right(model, *validation, derive(seed, "validation", step))) >= settings.target
-                ):
+                if step % 25 == 0:
+                    reached = right(model, *validation, derive(seed, "validation", step))
+                if reached >= settings.target:
                     break
         found = {"steps": step, "validation": reached, "seconds": time.perf_counter() - began}
         write_tensors(path, "grid network", model.state_dict(), found)
@@ -200,7 +187,7 @@ def right(model: nn.Module, x: Tensor, y: Tensor, key: int) -> float:
         return float((model(x).argmax(1) == y).float().mean())
 
 
-def of(table: dict[int, int], steps: int) -> int:
+def of(table: Mapping[int, int], steps: int) -> int:
     return table[max(least for least in table if least <= steps)]
 
 
@@ -276,14 +263,23 @@ def measure(network: Network, seed: int, settings: Settings, folder: Path) -> di
     for eps in settings.eps:
         found[f"eps {eps:g}"] = cell(f"eps {eps:g}", suite(network, model, plain, settings, eps))
     largest = max(settings.eps)
-    number = len(suite(network, model, plain, settings, largest))
-    noise = {f"noise {i}": attacks.RandomSign(attacks.Linf(largest)) for i in range(number)}
-    found["null"] = cell("null", noise)
     if seed == 0 and network.steps in settings.doubled and network.leak in (0.0, settings.leaks[1]):
         found["doubled steps"] = cell("doubled steps", suite(network, model, plain, settings, largest, pgd=2))
         if is_stochastic(model):
             found["doubled draws"] = cell("doubled draws", suite(network, model, plain, settings, largest, eot=2))
+    number = len(suite(network, model, plain, settings, largest))
+    noise = {f"noise {i}": attacks.RandomSign(attacks.Linf(largest)) for i in range(number)}
+    found["null"] = cell("null", noise)
     return found
+
+
+def percent(values: Any) -> str:
+    low, high = mean_interval(values)
+    return f"{100 * values.mean():.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def table(heading: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *rows))
 
 
 def shares(results: Results, network: Network, column: str) -> Any:
@@ -292,56 +288,36 @@ def shares(results: Results, network: Network, column: str) -> Any:
     return np.mean([np.array(c["correct"]) / c["draws"] for c in cells], 0)
 
 
-def _percent(values: Any) -> str:
-    low, high = mean_interval(values)
-    return f"{100 * values.mean():.1f} [{100 * low:.0f}, {100 * high:.0f}]"
-
-
-def _resubmitted(results: Results, network: Network, column: str) -> str:
-    found = [resubmitted(np.array(c["correct"]), c["draws"]) for c in results[network, column]]
-    return f"{100 * float(np.mean([f for f in found if f is not None])):.1f}" if None not in found else ""
-
-
 def grid(results: Results, settings: Settings) -> str:
     """The main table."""
-    budgets = sorted(settings.eps)
-    rows = [
-        ["T", "units; input", "n", "clean RA_1", "clean RA_10", *(f"RA_1, eps {e:g}" for e in budgets)]
-        + [f"RA_10, eps {e:g}" for e in budgets]
-        + [f"noise, eps {budgets[-1]:g}", "training steps"]
-    ]
-    rows.append(["---"] * len(rows[0]))
-    for network in networks(settings):
-        if (network, "null") not in results:
-            continue
-        columns = [f"eps {e:g}" for e in budgets]
-        rows.append(
-            [str(network.steps or "-"), network.label, str(len(shares(results, network, "clean")))]
-            + [_percent(shares(results, network, "clean")), _resubmitted(results, network, "clean")]
-            + [_percent(shares(results, network, c)) for c in columns]
-            + [_resubmitted(results, network, c) for c in columns]
-            + [f"{100 * shares(results, network, 'null').mean():.1f}"]
-            + [", ".join(str(t["steps"]) for t in results[network, "training"])]
-        )
-    return _table(rows)
+    budgets = [f"eps {e:g}" for e in sorted(settings.eps)]
+    heading = ["T", "units; input", "n", "clean RA_1", "clean RA_10", *(f"RA_1, {b}" for b in budgets)]
+    heading += [*(f"RA_10, {b}" for b in budgets), f"noise, {budgets[-1]}", "training steps"]
+    rows = []
+    for network in (known for known in networks(settings) if (known, "null") in results):
+        once = [percent(shares(results, network, column)) for column in ("clean", *budgets)]
+        cells = {column: results[network, column] for column in ("clean", *budgets)}
+        ten = [np.mean([resubmitted(np.array(c["correct"]), c["draws"]) for c in found]) for found in cells.values()]
+        clean_ten, *broken_ten = (f"{100 * share:.1f}" for share in ten)
+        row = [str(network.steps or "-"), network.label, str(len(cells["clean"][0]["correct"])), once[0], clean_ten]
+        row += [*once[1:], *broken_ten, f"{100 * shares(results, network, 'null').mean():.1f}"]
+        rows.append([*row, ", ".join(str(t["steps"]) for t in results[network, "training"])])
+    return table(heading, rows)
 
 
 def parts(results: Results, settings: Settings) -> str:
     """What each difference between networks adds to RA_1 at the largest budget, in points."""
-    rows = [["T", "n", "what is added", "RA_1 without", "RA_1 with", "difference in points [95 %]"]]
-    rows.append(["---"] * len(rows[0]))
-    column = f"eps {max(settings.eps):g}"
+    rows, column = [], f"eps {max(settings.eps):g}"
     for T in settings.steps:
         for name, without, given in comparisons(T, settings):
             if (without, column) not in results or (given, column) not in results:
                 continue
             a, b = shares(results, without, column), shares(results, given, column)
-            n = min(len(a), len(b))
-            low, high = paired_interval(b[:n], a[:n])
-            means = [f"{100 * v[:n].mean():.1f}" for v in (a, b)]
-            change = 100 * (b[:n].mean() - a[:n].mean())
-            rows.append([str(T), str(n), name, *means, f"{change:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"])
-    return _table(rows)
+            a, b = a[: len(b)], b[: len(a)]
+            low, high = paired_interval(b, a)
+            change = f"{100 * (b - a).mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+            rows.append([str(T), str(len(a)), name, f"{100 * a.mean():.1f}", f"{100 * b.mean():.1f}", change])
+    return table(["T", "n", "what is added", "RA_1 without", "RA_1 with", "difference in points [95 %]"], rows)
 
 
 def comparisons(T: int, settings: Settings) -> Iterator[tuple[str, Network, Network]]:
@@ -358,66 +334,38 @@ def comparisons(T: int, settings: Settings) -> Iterator[tuple[str, Network, Netw
         yield f"all three, leak {leak:g}", PLAIN, Network("Bernoulli", "LIF", T, leak)
 
 
-def convergence(results: Results, settings: Settings) -> str:
-    """RA_1 of the first seed when the attack has twice the steps, or twice the draws a step; and its single attacks."""
-    column = f"eps {max(settings.eps):g}"
-    rows = [["T", "units; input", "RA_1", "steps x 2", "draws x 2"]]
-    rows.append(["---"] * len(rows[0]))
-    for network in networks(settings):
-        if (network, "doubled steps") not in results:
-            continue
-        cells = [
-            results[network, c][0] if (network, c) in results else None
-            for c in (column, "doubled steps", "doubled draws")
-        ]
-        numbers = ["" if c is None else f"{100 * np.mean(c['correct']) / c['draws']:.1f}" for c in cells]
-        rows.append([str(network.steps), network.label, *numbers])
-    return _table(rows)
-
-
-def singles(results: Results, settings: Settings) -> str:
-    """Accuracy on the selection draws under each attack alone."""
-    names = ("own", "rate", "transfer")
-    column = f"eps {max(settings.eps):g}"
-    rows = [["T", "units; input", *names]]
-    rows.append(["---"] * len(rows[0]))
-    for network in networks(settings):
-        if (network, column) in results:
-            alone = [c["alone"] for c in results[network, column]]
-            numbers = [f"{100 * np.mean([a[k] for a in alone]):.1f}" if k in alone[0] else "" for k in names]
-            rows.append([str(network.steps or "-"), network.label, *numbers])
-    return _table(rows)
-
-
-def _table(rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def suites(results: Results, settings: Settings) -> str:
+    """Each attack alone, on the selection draws; and RA_1 of the first seed with twice the steps, or draws a step."""
+    rows, column = [], f"eps {max(settings.eps):g}"
+    for network in (known for known in networks(settings) if (known, column) in results):
+        alone = [c["alone"] for c in results[network, column]]
+        names = ("own", "rate", "transfer")
+        numbers = [f"{100 * np.mean([a[k] for a in alone]):.1f}" if k in alone[0] else "" for k in names]
+        for found in (results.get((network, c)) for c in (column, "doubled steps", "doubled draws")):
+            numbers.append("" if found is None else f"{100 * np.mean(found[0]['correct']) / found[0]['draws']:.1f}")
+        rows.append([str(network.steps or "-"), network.label, *numbers])
+    return table(["T", "units; input", *names, "RA_1, first seed", "steps x 2", "draws x 2"], rows)
 
 
 def plot(results: Results, settings: Settings, path: Path) -> None:
     column = f"eps {max(settings.eps):g}"
-    lines = [(f"{name}", lambda T, s=seen, u=units: Network(s, u, T)) for name, seen, units in (
-        ("ReLU; Bernoulli", "Bernoulli", "ReLU"), ("T + 1 levels; image", "image", "levels"),
-        ("T + 1 levels; Bernoulli", "Bernoulli", "levels"),
-    )]  # fmt: skip
-    lines += [
-        (f"LIF, leak {leak:g}; {seen}", lambda T, s=seen, k=leak: Network(s, "LIF", T, k))
-        for seen, leaks in (("image", settings.leaks[1:2]), ("Bernoulli", settings.leaks))
-        for leak in leaks
-    ]
+    kinds = [Network("Bernoulli", "ReLU"), Network("image", "levels"), Network("Bernoulli", "levels")]
+    kinds += [Network("image", "LIF", leak=settings.leaks[1])]
+    kinds += [Network("Bernoulli", "LIF", leak=leak) for leak in settings.leaks]
     with figures.style():
         made = figures.figure(6.4, 4.2)
         axes = made.subplots()
         if (PLAIN, column) in results:
             plain = 100 * shares(results, PLAIN, column).mean()
             axes.axhline(plain, color=figures.INK, lw=1, ls=":", label="ReLU; image")
-        for i, (label, network) in enumerate(lines):
-            known = [T for T in settings.steps if (network(T), column) in results]
-            values = [shares(results, network(T), column) for T in known]
+        for i, kind in enumerate(kinds):
+            known = [T for T in settings.steps if (replace(kind, steps=T), column) in results]
+            values = [shares(results, replace(kind, steps=T), column) for T in known]
             bars = np.array([mean_interval(v) for v in values]).reshape(-1, 2).T
             means = np.array([v.mean() for v in values])
             axes.errorbar(
-                np.array(known) * (1 + 0.012 * (i - 3)), 100 * means, yerr=100 * np.abs(bars - means), label=label, ms=4, lw=1.3,
-                color=figures.SERIES[i % len(figures.SERIES)], marker=figures.MARKERS[i % len(figures.MARKERS)],
+                np.array(known) * (1 + 0.012 * (i - 3)), 100 * means, yerr=100 * np.abs(bars - means), label=kind.label,
+                color=figures.SERIES[i % len(figures.SERIES)], marker=figures.MARKERS[i % len(figures.MARKERS)], ms=4, lw=1.3,
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set_xticks(settings.steps, [str(T) for T in settings.steps])
@@ -448,7 +396,7 @@ def main() -> None:
     tables = (
         f"{options.seeds} training seed(s). Selection on {settings.select} draws, judgement on {settings.judge}; one, for "
         f"networks without randomness. PGD-{settings.pgd}.",
-        *(make(results, settings) for make in (grid, parts, convergence, singles)),
+        *(make(results, settings) for make in (grid, parts, suites)),
     )
     text = "\n\n".join(tables) + "\n"
     write_bytes(folder / "tables.md", text.encode())

@@ -101,11 +101,11 @@ def test_cifar_bntt(run: Callable[..., ModuleType], tmp_path: Path, capsys: pyte
 
 def test_poisson_grid(run: Callable[..., ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = run("poisson_grid", "--quick")
-    script.QUICK = replace(script.QUICK, steps=(3,), images={0: 5}, most=2, judge=4, doubled=(3,))
+    script.QUICK = replace(script.QUICK, steps=(3,), images={0: 5}, most=2, doubled=(3,))
     script.main()
     first = capsys.readouterr().out
     assert first.count("| LIF, leak 1; Bernoulli |") == 2  # in the grid, and attack by attack
-    assert first.count("| 3 | LIF, leak 0.8; Bernoulli |") == 3  # and where the attack is doubled
+    assert first.count("| spikes, leak 1, in place of levels; Bernoulli |") == 1
     assert (tmp_path / "quick" / "grid.png").is_file()
     for path in (tmp_path / "quick").glob("*.json"):
         cell = json.loads(path.read_bytes())
