@@ -254,7 +254,7 @@ def measure(network: Network, seed: int, settings: Settings, folder: Path) -> di
     n = of(settings.images, network.steps)
 
     def cell(name: str, candidates: dict[str, attacks.Attack]) -> dict[str, Any]:
-        path = folder / f"{network.name}-seed{seed}-{name.replace(' ', '-')}.json"
+        path = folder / f"{network.name}-seed{seed}-{name.replace(',', '').replace(' ', '-')}.json"
         if not path.exists():
             print(f"  {path.stem}", flush=True)
         return judged(path, model, candidates, settings, n, seed)
@@ -262,14 +262,13 @@ def measure(network: Network, seed: int, settings: Settings, folder: Path) -> di
     found = {"training": training, "clean": cell("clean", {})}
     for eps in settings.eps:
         found[f"eps {eps:g}"] = cell(f"eps {eps:g}", suite(network, model, plain, settings, eps))
-    largest = max(settings.eps)
-    if seed == 0 and network.steps in settings.doubled and network.leak in (0.0, settings.leaks[1]):
-        found["doubled steps"] = cell("doubled steps", suite(network, model, plain, settings, largest, pgd=2))
-        if is_stochastic(model):
-            found["doubled draws"] = cell("doubled draws", suite(network, model, plain, settings, largest, eot=2))
-    number = len(suite(network, model, plain, settings, largest))
-    noise = {f"noise {i}": attacks.RandomSign(attacks.Linf(largest)) for i in range(number)}
-    found["null"] = cell("null", noise)
+        if seed == 0 and network.steps in settings.doubled and network.leak in (0.0, settings.leaks[1]):
+            for name, factors in (("steps", {"pgd": 2}), ("draws", {"eot": 2})):
+                if name == "steps" or is_stochastic(model):
+                    twice = suite(network, model, plain, settings, eps, **factors)
+                    found[f"{name} x 2, eps {eps:g}"] = cell(f"{name} x 2, eps {eps:g}", twice)
+    number, threat = len(suite(network, model, plain, settings, max(settings.eps))), attacks.Linf(max(settings.eps))
+    found["null"] = cell("null", {f"noise {i}": attacks.RandomSign(threat) for i in range(number)})
     return found
 
 
@@ -306,18 +305,22 @@ def grid(results: Results, settings: Settings) -> str:
 
 
 def parts(results: Results, settings: Settings) -> str:
-    """What each difference between networks adds to RA_1 at the largest budget, in points."""
-    rows, column = [], f"eps {max(settings.eps):g}"
-    for T in settings.steps:
-        for name, without, given in comparisons(T, settings):
-            if (without, column) not in results or (given, column) not in results:
-                continue
-            a, b = shares(results, without, column), shares(results, given, column)
-            a, b = a[: len(b)], b[: len(a)]
-            low, high = paired_interval(b, a)
-            change = f"{100 * (b - a).mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-            rows.append([str(T), str(len(a)), name, f"{100 * a.mean():.1f}", f"{100 * b.mean():.1f}", change])
-    return table(["T", "n", "what is added", "RA_1 without", "RA_1 with", "difference in points [95 %]"], rows)
+    """What each difference between networks adds to RA_1, in points, by T."""
+    tables = []
+    for column in (f"eps {e:g}" for e in sorted(settings.eps)):
+        rows: dict[str, list[str]] = {}
+        for T in settings.steps:
+            for name, without, given in comparisons(T, settings):
+                cell = rows.setdefault(name, [name])
+                if (without, column) not in results or (given, column) not in results:
+                    cell.append("")
+                    continue
+                a, b = shares(results, without, column), shares(results, given, column)
+                a, b = a[: len(b)], b[: len(a)]
+                low, high = paired_interval(b, a)
+                cell.append(f"{100 * (b - a).mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
+        tables.append(table([f"added to RA_1, {column}", *(f"T = {T}" for T in settings.steps)], list(rows.values())))
+    return "\n\n".join(tables)
 
 
 def comparisons(T: int, settings: Settings) -> Iterator[tuple[str, Network, Network]]:
@@ -326,38 +329,39 @@ def comparisons(T: int, settings: Settings) -> Iterator[tuple[str, Network, Netw
     yield "quantization of the input", PLAIN, Network("rounded", "ReLU", T)
     yield "noise of the input", PLAIN, Network("Bernoulli", "ReLU", T)
     yield "noise and quantization of the units", PLAIN, noisy
-    for leak in settings.leaks:
-        yield f"spikes, leak {leak:g}, in place of levels; image", levels, Network("image", "LIF", T, leak)
-    for leak in settings.leaks:
-        yield f"spikes, leak {leak:g}, in place of levels; Bernoulli", noisy, Network("Bernoulli", "LIF", T, leak)
+    for seen, base in (("image", levels), ("Bernoulli", noisy)):
+        for leak in settings.leaks:
+            yield f"spikes, leak {leak:g}, in place of levels; {seen}", base, Network(seen, "LIF", T, leak)
     for leak in settings.leaks:
         yield f"all three, leak {leak:g}", PLAIN, Network("Bernoulli", "LIF", T, leak)
 
 
 def suites(results: Results, settings: Settings) -> str:
     """Each attack alone, on the selection draws; and RA_1 of the first seed with twice the steps, or draws a step."""
-    rows, column = [], f"eps {max(settings.eps):g}"
-    for network in (known for known in networks(settings) if (known, column) in results):
-        alone = [c["alone"] for c in results[network, column]]
-        names = ("own", "rate", "transfer")
-        numbers = [f"{100 * np.mean([a[k] for a in alone]):.1f}" if k in alone[0] else "" for k in names]
-        for found in (results.get((network, c)) for c in (column, "doubled steps", "doubled draws")):
-            numbers.append("" if found is None else f"{100 * np.mean(found[0]['correct']) / found[0]['draws']:.1f}")
-        rows.append([str(network.steps or "-"), network.label, *numbers])
-    return table(["T", "units; input", *names, "RA_1, first seed", "steps x 2", "draws x 2"], rows)
+    names, rows = ("own", "rate", "transfer"), []
+    for network in networks(settings):
+        for column in (f"eps {e:g}" for e in sorted(settings.eps)):
+            if (network, column) in results:
+                alone = [c["alone"] for c in results[network, column]]
+                numbers = [f"{100 * np.mean([a[k] for a in alone]):.1f}" if k in alone[0] else "" for k in names]
+                for found in (results.get((network, f"{more}{column}")) for more in ("", "steps x 2, ", "draws x 2, ")):
+                    numbers.append(
+                        "" if found is None else f"{100 * np.mean(found[0]['correct']) / found[0]['draws']:.1f}"
+                    )
+                rows.append([str(network.steps or "-"), network.label, column, *numbers])
+    return table(["T", "units; input", "budget", *names, "RA_1, first seed", "steps x 2", "draws x 2"], rows)
 
 
 def plot(results: Results, settings: Settings, path: Path) -> None:
-    column = f"eps {max(settings.eps):g}"
+    column = f"eps {min(settings.eps):g}"
     kinds = [Network("Bernoulli", "ReLU"), Network("image", "levels"), Network("Bernoulli", "levels")]
     kinds += [Network("image", "LIF", leak=settings.leaks[1])]
     kinds += [Network("Bernoulli", "LIF", leak=leak) for leak in settings.leaks]
     with figures.style():
         made = figures.figure(6.4, 4.2)
         axes = made.subplots()
-        if (PLAIN, column) in results:
-            plain = 100 * shares(results, PLAIN, column).mean()
-            axes.axhline(plain, color=figures.INK, lw=1, ls=":", label="ReLU; image")
+        plain = 100 * shares(results, PLAIN, column).mean()
+        axes.axhline(plain, color=figures.INK, lw=1, ls=":", label="ReLU; image")
         for i, kind in enumerate(kinds):
             known = [T for T in settings.steps if (replace(kind, steps=T), column) in results]
             values = [shares(results, replace(kind, steps=T), column) for T in known]
@@ -393,12 +397,7 @@ def main() -> None:
                 continue
             for column, found in measure(network, seed, settings, folder).items():
                 results.setdefault((network, column), []).append(found)
-    tables = (
-        f"{options.seeds} training seed(s). Selection on {settings.select} draws, judgement on {settings.judge}; one, for "
-        f"networks without randomness. PGD-{settings.pgd}.",
-        *(make(results, settings) for make in (grid, parts, suites)),
-    )
-    text = "\n\n".join(tables) + "\n"
+    text = "\n\n".join(make(results, settings) for make in (grid, parts, suites)) + "\n"
     write_bytes(folder / "tables.md", text.encode())
     plot(results, settings, folder / "grid.png")
     print(text)

@@ -113,7 +113,7 @@ def test_poisson_grid(run: Callable[..., ModuleType], tmp_path: Path, capsys: py
         assert all(0 <= right <= cell["draws"] for right in cell["correct"])
     script.main()
     again = capsys.readouterr().out
-    assert again.startswith("1 training seed")  # nothing is computed again
+    assert again.startswith("| T |")  # nothing is computed again
     assert first.endswith(again)
 
 
