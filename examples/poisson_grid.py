@@ -1,8 +1,7 @@
 """Robust accuracy over time steps and leaks under Poisson coding, and which part of it is quantization, noise or spikes.
 
-    python examples/poisson_grid.py            # MNIST, 1 seed; about an hour on one core, writes runs/poisson-grid
-    python examples/poisson_grid.py --seeds 3
-    python examples/poisson_grid.py --quick    # a minute; the numbers mean nothing
+    python examples/poisson_grid.py            # MNIST, 1 seed; about 15 minutes on one core, writes runs/poisson-grid
+    python examples/poisson_grid.py --quick    # half a minute; the numbers mean nothing
 
 After Sharmin et al. 2020 (arXiv 2003.10399), who found spiking networks with a Poisson input more robust than ordinary ones, the
 more so with fewer time steps and more leak. Here the images are MNIST's, averaged over 2 x 2 pixels to 14 x 14, and every network
@@ -44,13 +43,12 @@ from snnrobust.models.checkpoint import read_tensors, write_bytes, write_tensors
 from snnrobust.neurons import LIF
 from snnrobust.statistics import mean_interval, paired_interval
 
-HIDDEN = (128, 128)
-SHAPE = (1, 14, 14)
+SHAPE, HIDDEN = (1, 14, 14), (128, 128)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """n images, draws that select and judge, and gradients a step of EOT: by T, from the first that it is at least."""
+    """By T, from the first that it is at least: images, and draws of EOT a step."""
 
     steps: tuple[int, ...] = (5, 10, 20, 50, 100)
     leaks: tuple[float, ...] = (1.0, 0.95, 0.8)
@@ -160,8 +158,7 @@ def trained(network: Network, seed: int, settings: Settings, folder: Path) -> tu
         order = np.random.default_rng(derive(seed, "order"))
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
         reached, step = 0.0, 0
-        # A loop of its own: matched networks stop in the middle of an epoch.
-        while step < settings.most and reached < settings.target:
+        while step < settings.most and reached < settings.target:  # networks stop in the middle of an epoch
             for index in torch.from_numpy(order.permutation(len(x))).split(128)[: settings.most - step]:
                 with draws(model.train(), derive(seed, "train", step), index):
                     loss = F.cross_entropy(model(x[index]), y[index])
@@ -215,27 +212,26 @@ def judged(
     """Right draws of each image, of the clean input (no candidate) or of the worst of it and the candidates."""
     if path.exists():
         return json.loads(path.read_bytes())
+    print(f"  {path.stem}", flush=True)
     began = time.perf_counter()
     x, y = (t[:n] for t in images("test"))
     goal, ids = attacks.Goal(y), torch.arange(len(y))
     select, judge = (settings.select, settings.judge) if is_stochastic(model) else (1, 1)
-    alone: dict[str, float] = {}
-    winner, standing = x, None
-    for name, attack in {"clean": None, **candidates}.items():
-        x_adv = x if attack is None else attack(model, x, y, seed=derive(seed, "craft", name), sample_ids=ids)
-        if not candidates:
-            break
+
+    def measured(inputs: Tensor, purpose: str, n: int) -> selection.Measurement:
         with evaluating(model):
-            measured = selection.measure(model, x_adv, goal, Stream(derive(seed, "select"), ids), select)
-        alone[name] = float(measured.correct.double().mean()) / select
-        if standing is None:
-            standing = measured
-            continue
-        wins = selection.better(measured, standing)
+            return selection.measure(model, inputs, goal, Stream(derive(seed, purpose), ids), n)
+
+    winner, alone = x, {}
+    standing = measured(x, "select", select if candidates else 1)
+    for name, attack in candidates.items():
+        x_adv = attack(model, x, y, seed=derive(seed, "craft", name), sample_ids=ids)
+        challenger = measured(x_adv, "select", select)
+        alone[name] = float(challenger.correct.double().mean()) / select
+        wins = selection.better(challenger, standing)
         winner = torch.where(wins.view(-1, 1, 1, 1), x_adv, winner)
-        standing = selection.Measurement(*(torch.where(wins, a, b) for a, b in zip(measured, standing, strict=True)))
-    with evaluating(model):
-        correct = selection.measure(model, winner, goal, Stream(derive(seed, "judge"), ids), judge).correct
+        standing = selection.Measurement(*(torch.where(wins, *pair) for pair in zip(challenger, standing, strict=True)))
+    correct = measured(winner, "judge", judge).correct
     found = {
         "correct": correct.tolist(), "draws": judge, "selected_on": select, "alone": alone,
         "distance": float((winner.double() - x.double()).abs().max()), "seconds": time.perf_counter() - began,
@@ -255,8 +251,6 @@ def measure(network: Network, seed: int, settings: Settings, folder: Path) -> di
 
     def cell(name: str, candidates: dict[str, attacks.Attack]) -> dict[str, Any]:
         path = folder / f"{network.name}-seed{seed}-{name.replace(',', '').replace(' ', '-')}.json"
-        if not path.exists():
-            print(f"  {path.stem}", flush=True)
         return judged(path, model, candidates, settings, n, seed)
 
     found = {"training": training, "clean": cell("clean", {})}
@@ -371,10 +365,9 @@ def plot(results: Results, settings: Settings, path: Path) -> None:
                 np.array(known) * (1 + 0.012 * (i - 3)), 100 * means, yerr=100 * np.abs(bars - means), label=kind.label,
                 color=figures.SERIES[i % len(figures.SERIES)], marker=figures.MARKERS[i % len(figures.MARKERS)], ms=4, lw=1.3,
             )  # fmt: skip
-        axes.set_xscale("log")
+        axes.set(xscale="log", xlabel="time steps T", ylabel=f"RA_1 in %, {column}, Linf")
         axes.set_xticks(settings.steps, [str(T) for T in settings.steps])
         axes.minorticks_off()
-        axes.set(xlabel="time steps T", ylabel=f"RA_1 in %, {column}, Linf")
         axes.grid(axis="y", color=figures.GRID, lw=0.8)
         axes.legend(fontsize=7.5, ncols=2)
         figures.save(made, path)
@@ -388,12 +381,10 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="compute nothing: tables of what is there")
     options = parser.parse_args()
     settings, folder = (QUICK, options.output / "quick") if options.quick else (FULL, options.output)
-    folder.mkdir(parents=True, exist_ok=True)
     results: Results = {}
     for network in networks(settings):
         for seed in range(options.seeds):
-            null = folder / f"{network.name}-seed{seed}-null.json"
-            if options.tables and not null.exists():
+            if options.tables and not (folder / f"{network.name}-seed{seed}-null.json").exists():
                 continue
             for column, found in measure(network, seed, settings, folder).items():
                 results.setdefault((network, column), []).append(found)

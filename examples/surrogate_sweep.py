@@ -1,6 +1,6 @@
 """How much of a spiking network's robust accuracy is the attacker's choice of the surrogate gradient.
 
-    python examples/surrogate_sweep.py            # MNIST, 3 seeds; about an hour on one core, writes runs/surrogate-sweep
+    python examples/surrogate_sweep.py            # MNIST, 3 seeds; about 20 minutes on one core, writes runs/surrogate-sweep
     python examples/surrogate_sweep.py --seeds 1
     python examples/surrogate_sweep.py --quick    # half a minute; the numbers mean nothing
 
