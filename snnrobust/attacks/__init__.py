@@ -3,6 +3,7 @@
 from snnrobust.attacks.attack import ATTACKS, Attack, BluntGradientWarning
 from snnrobust.attacks.auto_pgd import APGD
 from snnrobust.attacks.auto_pgd_targeted import APGDT
+from snnrobust.attacks.bim import BIM
 from snnrobust.attacks.fgsm import FGSM
 from snnrobust.attacks.goal import Goal
 from snnrobust.attacks.gradient import (
@@ -18,13 +19,16 @@ from snnrobust.attacks.gradient import (
 from snnrobust.attacks.gradient_adaptive import ASSG, PDSG
 from snnrobust.attacks.gradient_bpda import BPDA
 from snnrobust.attacks.gradient_free import SPSA, EvolutionStrategies
+from snnrobust.attacks.gradient_mixed import Mixed
 from snnrobust.attacks.gradient_rate import BPTR, HART, RGA
 from snnrobust.attacks.gradient_transfer import FromModel
 from snnrobust.attacks.l0 import L0
 from snnrobust.attacks.l1 import L1
 from snnrobust.attacks.l2 import L2
 from snnrobust.attacks.losses import LOSSES, Loss, Targeted, cross_entropy, dlr, dlr_targeted, margin
+from snnrobust.attacks.mi_fgsm import MIFGSM
 from snnrobust.attacks.pgd import PGD
+from snnrobust.attacks.r_fgsm import RFGSM
 from snnrobust.attacks.random_noise import RandomNoise, RandomSign
 from snnrobust.attacks.sa_pgd import SAPGD
 from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
@@ -35,6 +39,7 @@ __all__ = [
     "APGDT",
     "ASSG",
     "ATTACKS",
+    "BIM",
     "BPDA",
     "BPTR",
     "EOT",
@@ -44,8 +49,10 @@ __all__ = [
     "L1",
     "L2",
     "LOSSES",
+    "MIFGSM",
     "PDSG",
     "PGD",
+    "RFGSM",
     "RGA",
     "SAPGD",
     "SOURCES",
@@ -60,6 +67,7 @@ __all__ = [
     "GradientSource",
     "Linf",
     "Loss",
+    "Mixed",
     "RandomNoise",
     "RandomSign",
     "StraightThrough",

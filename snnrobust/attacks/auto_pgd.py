@@ -51,8 +51,8 @@ class APGD(Attack):
         selection_draws: See above; one, for a model without randomness.
 
     Source: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks". Their own method for L1 is another (2021): here L1 takes its threat's step. In L0, which is ours, :math:`\eta` is the
-    threat's own and never halved.
+    attacks". Their own method for L1 is another (2021): here L1 takes its threat's step. In L0, which is ours, :math:`\eta` is
+    the threat's own and never halved.
     """
 
     threat: ThreatModel

@@ -21,6 +21,7 @@ from snnrobust.attacks import (
     FromModel,
     GradientSource,
     Linf,
+    Mixed,
     Surrogate,
     ThreatModel,
     Transfer,
@@ -196,11 +197,30 @@ def _gradient(component: Component, where: str) -> GradientSource:
         if component.type == kind.__name__:
             raise ValueError(f"{where}: {component.type} is written {key} in the section of the attack")
     checks.choice(f"{where}.type", component.type, _GRADIENTS)
+    if component.type == Mixed.__name__:
+        return _mixed(component, where)
     own = [f.name for f in fields(_GRADIENTS[component.type])]
     inner = {"source": Backprop()} if "source" in own else {}
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in component.arguments.items()}
     source: GradientSource = make(Component(type=component.type, **arguments), _GRADIENTS, where, **inner)
     return source
+
+
+def _mixed(component: Component, where: str) -> GradientSource:
+    """``{ type = "Mixed", sources = [{ type = "ASSG" }, { type = "Surrogate", surrogate = { type = "ATan" } }] }``."""
+    given = component.arguments.get("sources", [])
+    if not isinstance(given, list) or not all(isinstance(g, dict) and isinstance(g.get("type"), str) for g in given):
+        raise ValueError(f'{where}.sources must be a list such as [{{ type = "ASSG" }}, ...], got {given!r:.80}')
+    sources = []
+    for i, inner in enumerate(map(Component.model_validate, given)):
+        at = f"{where}.sources[{i}]"
+        if inner.type == Surrogate.__name__:
+            sources.append(make(inner, {inner.type: Surrogate}, at, source=Backprop()))
+        else:
+            sources.append(_gradient(inner, at))
+    rest = {k: v for k, v in component.arguments.items() if k != "sources"}
+    mixed: GradientSource = make(Component(type=component.type, **rest), _GRADIENTS, where, sources=tuple(sources))
+    return mixed
 
 
 def build_backend(section: ChipSection) -> Backend:

@@ -112,7 +112,6 @@ def test_is_the_algorithm_of_the_paper(loss, steps, digits_ann):
     x_adv = APGD(Linf(0.1), steps=steps, random_start=False, loss=loss, gradient=recorder)(model, x, y)
     asked = torch.stack(recorder.asked, 1)
     for i, (points, _) in enumerate(paths):
-        # (a restart from the best point shows in the next point)
         assert (asked[i] - torch.cat(points[:-1])).abs().max() < 1e-12
         with torch.no_grad():
             logits = model(torch.cat(points))
@@ -238,6 +237,20 @@ def test_restarts_and_targets_are_spent_on_those_that_stand(digits_ann):
     assert torch.equal(x_adv[fallen], first[fallen])
 
 
+def test_budgets_follow_their_samples_when_others_are_dropped(digits_ann):
+    model, x, y = digits_ann
+    x, y = x[:12], y[:12]
+    budgets = torch.linspace(0.15, 0.02, 12, dtype=torch.float64)
+    source = Ids()
+    arguments = {"steps": 6, "restarts": 2, "early_stop": True}
+    together = APGD(Linf(budgets), gradient=source, **arguments)(model, x, y, seed=0)
+    assert 0 < len(source.ids[6]) < 12
+    for i in range(0, 12, 3):
+        ids = torch.tensor([i])
+        alone = APGD(Linf(float(budgets[i])), **arguments)(model, x[ids], y[ids], seed=0, sample_ids=ids)
+        assert (together[i] - alone[0]).abs().max() < 1e-9
+
+
 def test_more_restarts_are_never_worse(digits_ann):
     model, x, y = digits_ann
     stream, goal = Stream(5, torch.arange(len(x))), Goal(y)
@@ -274,7 +287,6 @@ def test_early_stop_of_a_random_model_asks_all_selection_draws(victims):
     left = [len(ids) for ids in source.ids]
     assert left[0] == len(x)
     assert 0 < left[-1] < len(x)
-    once = []
     APGD(Linf(0.2), steps=8, early_stop=True, selection_draws=1, gradient=(spy := Ids())).perturb(
         model, x, goal, stream
     )

@@ -22,6 +22,7 @@ from snnrobust.attacks import (
     EvolutionStrategies,
     FromModel,
     Linf,
+    Mixed,
     StraightThrough,
     Surrogate,
     cross_entropy,
@@ -40,6 +41,7 @@ ALL = {
     "EvolutionStrategies": lambda model: EvolutionStrategies(100),
     "FromModel": lambda model: FromModel(model),
     "HART": lambda model: HART(),
+    "Mixed": lambda model: Mixed((ASSG(), RGA(), Surrogate(ATan(4.0)))),
     "PDSG": lambda model: PDSG(),
     "RGA": lambda model: RGA(),
     "SPSA": lambda model: SPSA(100),
@@ -102,7 +104,7 @@ def test_masked_neurons_are_seen_through(digits_snn, record_property):
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(ALL) - {"Backprop", "EOT", "Surrogate", "FromModel", "EvolutionStrategies", "SPSA"})
+    "name", sorted(set(ALL) - {"Backprop", "EOT", "Surrogate", "FromModel", "Mixed", "EvolutionStrategies", "SPSA"})
 )
 def test_each_passes_on_the_errors_of_what_it_calls(name, digits_snn):
     model, x, y = digits_snn

@@ -17,6 +17,7 @@ from snnrobust.attacks import (
     Attack,
     Backprop,
     EvolutionStrategies,
+    Mixed,
     Surrogate,
     Transfer,
 )
@@ -51,7 +52,7 @@ selection_draws = 2
 judge_draws = 2
 """
 
-SPIKING = {"ASSG", "BPTR", "HART", "PDSG", "RGA", "StraightThrough"}
+SPIKING = {"ASSG", "BPTR", "HART", "Mixed", "PDSG", "RGA", "StraightThrough"}
 
 
 def _parse(gradient: str) -> experiments.Experiment:
@@ -65,8 +66,8 @@ def _attack(gradient: str, random: bool = True) -> Any:
 
 @pytest.mark.parametrize("name", sorted(NAMES["gradient source"]))
 def test_every_source_has_a_name_and_the_models_to_which_it_applies(name: str) -> None:
-    target = ', target = "encoder"' if name == "BPDA" else ""
-    experiment = _parse(f'gradient = {{ type = "{name}"{target} }}')
+    more = {"BPDA": ', target = "encoder"', "Mixed": ', sources = [{ type = "ASSG" }, { type = "RGA" }]'}.get(name, "")
+    experiment = _parse(f'gradient = {{ type = "{name}"{more} }}')
     applies = {m.name for m in experiment.models if len(experiment.attacks_on(m)) == 2}
     assert applies == ({"snn"} if name in SPIKING else {"snn", "ann"})
 
@@ -82,6 +83,10 @@ def test_what_is_built() -> None:
     assert _attack('gradient = { type = "EvolutionStrategies", queries = 6 }') == EvolutionStrategies(6)
     both = _attack('gradient = { type = "BPDA", target = "encoder" }\nsurrogate = { type = "ATan" }\neot = 2')
     assert both == EOT(2, Surrogate(ATan(), BPDA("encoder")))
+    sources = '[{ type = "ASSG", degree = 0.3 }, { type = "Surrogate", surrogate = { type = "ATan" } }]'
+    assert _attack(f'gradient = {{ type = "Mixed", sources = {sources} }}\neot = 2') == EOT(
+        2, Mixed((ASSG(degree=0.3), Surrogate(ATan())))
+    )
     transfer = _attack('gradient = { type = "ASSG" }\nsource = "snn"')
     assert isinstance(transfer, Transfer)
     assert isinstance(transfer.attack, PGD)
@@ -109,6 +114,16 @@ def test_a_transfer_of_a_source_for_spiking_neurons_meets_other_models() -> None
         ('gradient = { type = "FromModel" }', r"gradient: FromModel is written source = "),
         ('gradient = { type = "RGA" }\nsurrogate = { type = "ATan" }', "attacks.examined: RGA uses no surrogate"),
         ('gradient = { type = "SPSA" }\nsurrogate = { type = "ATan" }', "attacks.examined: SPSA uses no surrogate"),
+        ('gradient = { type = "Mixed" }', r"attacks\.examined\.gradient: sources must be .* at least two"),
+        (
+            'gradient = { type = "Mixed", sources = ["ASSG", "RGA"] }',
+            r"examined\.gradient\.sources must be a list such as",
+        ),
+        (
+            'gradient = { type = "Mixed", sources = [{ type = "RGB" }, { type = "RGA" }] }',
+            r"sources\[0\]\.type .*'RGA'",
+        ),
+        ('gradient = { type = "Mixed", source = [] }', r"gradient\.source: Mixed has no argument of this name"),
         ("gradient = 3", r"attacks\[1\]\.gradient"),
     ],
 )
