@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
-__all__ = ["auc_interval", "exact_interval", "holm", "mean_interval", "paired_greater"]
+__all__ = ["auc_interval", "exact_interval", "holm", "mean_interval", "paired_greater", "paired_interval"]
 
 Values = NDArray[np.float64]
 _RESAMPLES = 4999
@@ -74,9 +74,7 @@ def auc_interval(above: Values, below: Values, confidence: float = 0.95) -> tupl
 
 def paired_greater(a: Values, b: Values) -> float:
     """One-sided p-value of "mean(a) is not above mean(b)" for paired samples: a sign-flip permutation test."""
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
-        raise ValueError(f"a and b must be vectors of one length, got shapes {a.shape} and {b.shape}")
+    a, b = _paired(a, b)
     if np.array_equal(a, b):
         return 1.0
     result = stats.permutation_test(
@@ -89,6 +87,32 @@ def paired_greater(a: Values, b: Values) -> float:
         rng=np.random.default_rng(0),
     )
     return float(result.pvalue)
+
+
+def paired_interval(a: Values, b: Values, confidence: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of mean(a) - mean(b) for paired samples: the percentile bootstrap of the differences.
+
+    Where all differences are equal the bootstrap knows no spread, and the interval is that one point.
+    """
+    a, b = _paired(a, b)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    if len(a) == 1:
+        raise ValueError("a and b must hold at least two pairs: one says nothing about their spread")
+    result = stats.bootstrap(
+        (a - b,), np.mean, n_resamples=_RESAMPLES, confidence_level=confidence, method="percentile",
+        batch=max(1, 1_000_000 // len(a)), rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def _paired(a: Values, b: Values) -> tuple[Values, Values]:
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
+        raise ValueError(f"a and b must be vectors of one length, got shapes {a.shape} and {b.shape}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("a and b must be finite")
+    return a, b
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,8 +1,10 @@
-"""The scripts in examples/ behind docs/learning_rules.md run, on small stand-ins for the data."""
+"""The scripts in examples/ behind docs/learning_rules.md and docs/attacks run, on small stand-ins for the data."""
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -116,3 +118,64 @@ def test_learning_rule_gradients(
     script.main()
     assert "training" not in capsys.readouterr().out  # nothing is computed again
     assert {p: p.stat().st_mtime_ns for p in (folder / "cells").iterdir()} == cells
+
+
+def test_poisson_grid(run: Callable[..., ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = run("poisson_grid", "--quick")
+    script.QUICK = replace(script.QUICK, steps=(3,), images={0: 5}, most=2, doubled=(3,))
+    script.main()
+    first = capsys.readouterr().out
+    assert first.count("| LIF, leak 1; Bernoulli |") == 2  # in the grid, and attack by attack
+    assert first.count("| spikes, leak 1, in place of levels; Bernoulli |") == 1
+    assert (tmp_path / "quick" / "grid.png").is_file()
+    for path in (tmp_path / "quick").glob("*.json"):
+        cell = json.loads(path.read_bytes())
+        assert cell["distance"] <= 0.1
+        assert all(0 <= right <= cell["draws"] for right in cell["correct"])
+    script.main()
+    again = capsys.readouterr().out
+    assert again.startswith("| T |")  # nothing is computed again
+    assert first.endswith(again)
+
+
+def test_poisson_grid_networks(run: Callable[..., ModuleType]) -> None:
+    script = run("poisson_grid")
+    x = torch.rand(6, 1, 14, 14, generator=torch.Generator().manual_seed(0))
+    rounded = script.Rounded(4)(x)
+    assert (rounded * 4).round().unique().tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(rounded, (x * 5).floor() / 4)
+    rate = script.Rate(3)(x) * 3
+    assert torch.equal(rate, rate.round())
+    plain = script.built(script.PLAIN, 0)
+    weights = list(plain.parameters())
+    for network in script.networks(script.QUICK):
+        other = [p for p in script.built(network, 0).parameters() if p.dim() > 0]
+        assert all(torch.equal(a, b) for a, b in zip(weights, other, strict=True)), network.name
+
+
+@pytest.mark.filterwarnings("ignore::snnrobust.learning_rules.activity.TrainingWarning")  # noise teaches nothing
+def test_surrogate_sweep(run: Callable[..., ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = run("surrogate_sweep", "--quick", "--seeds", "2")
+    script.QUICK = replace(script.QUICK, images=4, steps=2)
+    script.main()
+    first = capsys.readouterr().out
+    assert first.count("training seed") == 2
+    assert all(f"| {source} |" in first for source in script.QUICK.sources)
+    assert "| mean |" in first
+    assert (tmp_path / "quick" / "sweep.png").is_file()
+    for path in (tmp_path / "quick").glob("*.json"):
+        found = json.loads(path.read_bytes())
+        single = [found["right"][f"{s}, {o}"] for s in script.QUICK.sources for o in script.OPTIMISERS]
+        assert found["right"][script.UNION] == [min(each) for each in zip(*single, strict=True)]
+    script.main()
+    again = capsys.readouterr().out
+    assert "training" not in again.split("|")[0]  # nothing is computed again
+    assert first.endswith(again)
+
+
+def test_surrogate_sweep_gives_both_sides_the_same_budget(run: Callable[..., ModuleType]) -> None:
+    script = run("surrogate_sweep")
+    sweep, control = script.suites(script.FULL)
+    assert sum(a.steps * a.restarts for a in sweep.values()) == sum(a.steps * a.restarts for a in control.values())
+    assert {a.gradient for a in control.values()} == {script.SOURCES[script.TRAINING]}
+    assert {a.threat for a in (*sweep.values(), *control.values())} == {script.attacks.Linf(script.FULL.eps)}

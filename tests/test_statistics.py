@@ -1,12 +1,13 @@
 """Intervals and tests against scipy, closed forms and enumeration."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from snnrobust.statistics import auc_interval, exact_interval, holm, mean_interval, paired_greater
+from snnrobust.statistics import auc_interval, exact_interval, holm, mean_interval, paired_greater, paired_interval
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 20), (20, 20), (7, 20), (150, 200)])
@@ -58,6 +59,76 @@ def test_paired_test_is_one_sided_and_calm_about_equality() -> None:
     assert paired_greater(a, a) == 1.0
     assert paired_greater(a + 0.1, a) < 0.001
     assert paired_greater(a - 0.1, a) > 0.999
+
+
+def test_paired_interval_agrees_with_scipys_bootstrap() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.random(80), rng.random(80)
+    result = stats.bootstrap(
+        (a, b), lambda x, y, axis: np.mean(x - y, axis=axis), paired=True, vectorized=True, method="percentile",
+        n_resamples=19_999, rng=np.random.default_rng(5),
+    )  # fmt: skip
+    expected = result.confidence_interval
+    assert paired_interval(a, b) == pytest.approx((expected.low, expected.high), abs=0.006)
+
+
+def test_paired_interval_is_of_the_difference_and_knows_the_pairs() -> None:
+    rng = np.random.default_rng(0)
+    common = rng.random(200)
+    a, b = common + 0.05 + 0.01 * rng.standard_normal(200), common
+    low, high = paired_interval(a, b)
+    assert 0.047 < low < (a - b).mean() < high < 0.053
+    assert paired_interval(b, a) == pytest.approx((-high, -low), abs=2e-4)
+    unpaired = paired_interval(a, b[::-1].copy())
+    assert unpaired[1] - unpaired[0] > 10 * (high - low)
+
+
+def test_paired_interval_widens_with_the_confidence() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 2, (2, 100)).astype(float)
+    (low, high), (lower, higher) = paired_interval(a, b, 0.8), paired_interval(a, b, 0.99)
+    assert lower < low < high < higher
+    assert paired_interval(a, a) == (0.0, 0.0)
+
+
+def test_paired_intervals_cover() -> None:
+    """95 % intervals of 200 samples of 80 pairs cover the difference: 99.9 % bounds of Binomial(200, 0.93..0.97)."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        common = rng.random(80)
+        low, high = paired_interval((common < 0.7).astype(float), (common + 0.2 * rng.random(80) < 0.7).astype(float))
+        hits += low <= 0.1 <= high
+    assert stats.binom.ppf(0.0005, 200, 0.93) <= hits <= stats.binom.ppf(0.9995, 200, 0.97)
+
+
+@pytest.mark.parametrize("function", [paired_interval, paired_greater])
+@pytest.mark.parametrize(
+    ("a", "b", "named"), [([], [], "one length"), ([1.0], [1.0, 0.0], "one length"), ([[1.0]], [[1.0]], "one length"),
+                          ([float("nan")], [1.0], "finite"), ([1.0], [float("inf")], "finite")],
+)  # fmt: skip
+def test_paired_functions_refuse_what_is_no_pair(function: Callable[..., object], a: list, b: list, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        function(np.array(a), np.array(b))
+
+
+def test_paired_interval_needs_two_pairs() -> None:
+    with pytest.raises(ValueError, match="two pairs"):
+        paired_interval(np.ones(1), np.zeros(1))
+
+
+def test_paired_interval_of_many_pairs_is_drawn_in_parts() -> None:
+    rng = np.random.default_rng(2)
+    a = rng.random(3000)
+    low, high = paired_interval(a, np.zeros(3000))
+    error = 1.96 * a.std() / 3000**0.5
+    assert (low, high) == pytest.approx((a.mean() - error, a.mean() + error), abs=0.15 * error)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0, float("nan")])
+def test_paired_interval_refuses_no_confidence(confidence: float) -> None:
+    with pytest.raises(ValueError, match="confidence"):
+        paired_interval(np.array([1.0, 0.0]), np.array([0.0, 0.0]), confidence)
 
 
 def test_holm_by_hand() -> None:
