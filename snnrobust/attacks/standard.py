@@ -171,11 +171,11 @@ class Standard(Attack):
         for name, source in sources.items():
             for kind, optimiser in ((APGD, "APGD"), (SAPGD, "SA-PGD")):
                 if isinstance(source, str):
-                    yield Stage(f"{optimiser}, {name}", None, skipped=source)
+                    yield Stage(f"{optimiser} ({name})", None, skipped=source)
                 else:
-                    yield self._ascent(kind, source, random, f"{optimiser}, {name}")
+                    yield self._ascent(kind, source, random, f"{optimiser} ({name})")
         if not isinstance(own := sources["own"], str):
-            yield self._ascent(APGD, own, random, "APGD, DLR", loss=dlr)
+            yield self._ascent(APGD, own, random, "APGD (own, DLR)", loss=dlr)
 
     def _transfers(self, x: Tensor) -> Iterator[Stage]:
         if not self.transfer:
@@ -188,9 +188,9 @@ class Standard(Attack):
     def _targeted(self, sources: Mapping[str, GradientSource | str], random: bool, targets: int) -> Iterator[Stage]:
         for name in ("own", "ASSG"):
             if isinstance(source := sources[name], str):
-                yield Stage(f"APGD-T, {name}", None, skipped=source)
+                yield Stage(f"APGD-T ({name})", None, skipped=source)
             else:
-                yield self._ascent(APGDT, source, random, f"APGD-T, {name}", ascents=targets, targets=targets)
+                yield self._ascent(APGDT, source, random, f"APGD-T ({name})", ascents=targets, targets=targets)
 
     def _ascent(
         self,

@@ -40,20 +40,20 @@ def test_the_stages_of_a_spiking_network():
     found = _named(Standard(THREAT).stages(model, x))
     for source in ("own", "ASSG", "ATan(10)", "Triangle(1)", "PDSG", "BPTR"):
         for optimiser in ("APGD", "SA-PGD"):
-            assert found[f"{optimiser}, {source}"].attack is not None
-    assert found["APGD, ATan(2)"].skipped == "it is the same as own"
+            assert found[f"{optimiser} ({source})"].attack is not None
+    assert found["APGD (ATan(2))"].skipped == "it is the same as own"
     assert found["transfer"].skipped == "no other model was given"
     assert list(found)[-1] == "Square"
     other, _, _ = _snn(Direct(4), alpha=3.0)
-    assert _named(Standard(THREAT).stages(other, x))["APGD, ATan(2)"].attack is not None
+    assert _named(Standard(THREAT).stages(other, x))["APGD (ATan(2))"].attack is not None
 
 
 def test_what_an_ordinary_network_does_not_have_is_named(victims):
     model, x, _ = victims("ann")
     found = _named(Standard(THREAT).stages(model, x))
     ran = [name for name, stage in found.items() if stage.attack is not None]
-    assert ran == ["APGD, own", "SA-PGD, own", "APGD, DLR", "APGD-T, own", "Square"]
-    assert "surrogate" in found["APGD, ATan(10)"].skipped
+    assert ran == ["APGD (own)", "SA-PGD (own)", "APGD (own, DLR)", "APGD-T (own)", "Square"]
+    assert "surrogate" in found["APGD (ATan(10))"].skipped
     assert "L0" in _named(Standard(L0(3)).stages(model, x))["Square"].skipped
 
 
@@ -67,7 +67,7 @@ def test_randomness_is_attacked_through_the_expectation():
 
 def test_an_encoder_without_gradient_is_passed():
     model, x, y = _snn(Poisson(4, gradient="none"))
-    own = _named(Standard(THREAT).stages(model, x))["APGD, own"].attack
+    own = _named(Standard(THREAT).stages(model, x))["APGD (own)"].attack
     with evaluating(model):
         gradient, _ = Goal(y).gradient(own.gradient, model, x, attacks.cross_entropy, Stream(0, torch.arange(12)))
     assert gradient.flatten(1).any(1).all()

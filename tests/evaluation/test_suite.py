@@ -137,8 +137,8 @@ def test_the_estimate_is_said_before_the_start(images, capsys):
     said = capsys.readouterr().out
     assert "standard, version 1, at eps 0.1: 5 stages, at most" in said
     assert "gradients and" in said
-    assert "APGD, own:" in said
-    assert said.index("at most") < said.index("APGD, own:")
+    assert "APGD (own):" in said
+    assert said.index("at most") < said.index("APGD (own):")
 
 
 def test_the_estimate_is_declared_costs_times_measured_ones(images, monkeypatch):
@@ -156,7 +156,7 @@ def test_the_report_shows_stages_and_a_paragraph(images, tmp_path):
     report = _evaluate(model, _data(model, images))
     page = render({"report": json.loads(json.dumps(report.to_json()))})
     assert "The suite, stage by stage" in page
-    assert "APGD-T, own" in page
+    assert "APGD-T (own)" in page
     assert "Not run:" in page
     text = evaluation.paragraph(report)
     assert text in page.replace("&#39;", "'")
@@ -166,7 +166,7 @@ def test_the_report_shows_stages_and_a_paragraph(images, tmp_path):
         "version 1",
         "the first 30 of the test set",
         "fewer than the 1,000",
-        "APGD-T, own",
+        "APGD-T (own)",
         "seed 0",
     ):
         assert words in text
