@@ -1,7 +1,7 @@
 """Does a network remember its training data, and is a spiking one more discreet: the table of docs/attacks/membership.md.
 
     python examples/membership.py                  # digits, 5 victims a network; a few minutes on one core
-    python examples/membership.py --data mnist     # MNIST in $SNNROBUST_DATA: 10,000 non-members
+    python examples/membership.py --data mnist     # MNIST in $SNNROBUST_DATA: 10,000 non-members; longer
 
 Victims and shadows of a network are trained alike, each shadow on a random half of a pool that shares no sample with victims.
 Values are means over victims (training seeds), with Student's 95 % interval.
