@@ -119,8 +119,8 @@ def own_rule(s: Subject) -> list[Check]:
     remedy = "Attack through the true weights: attacks.Backprop(), with EOT for a random model."
     ends: list[GradientSource] = []
     innermost(s.gradient, lambda inner: ends.append(inner) or inner)  # type: ignore[func-returns-value]
-    if isinstance(ends[0], Backprop | EvolutionStrategies | SPSA) or _borrowed(s.gradient):
-        return [not_run(name, "the examined gradient goes through them, or asks another model", meaning, remedy, topic)]
+    if isinstance(ends[0], Backprop | EvolutionStrategies | SPSA) and not _borrowed(s.gradient):
+        return [not_run(name, "the examined gradient is the model's own", meaning, remedy, topic)]
     try:
         true = s.attack("true weights", s.through(Backprop()))
     except ValueError as error:

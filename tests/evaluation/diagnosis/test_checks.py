@@ -286,8 +286,13 @@ def test_the_true_weights_expose_another_gradient() -> None:
     found = one(stronger.own_rule(subject(gradient=Noise(), eps=0.3)))
     assert found.status == "failed"
     assert "cosine of the two gradients" in found.found
-    for gradient in (Backprop(), EOT(2, Surrogate(ATan(5.0))), FromModel(Linear())):
+    for gradient in (Backprop(), EOT(2, Surrogate(ATan(5.0)))):
         assert one(stronger.own_rule(subject(gradient=gradient))).status == "not run"
+    with keyed(5):
+        other, same = Linear(), Linear()
+        other.head.reset_parameters()
+    assert one(stronger.own_rule(subject(gradient=FromModel(other), eps=0.3))).status == "failed"
+    assert one(stronger.own_rule(subject(gradient=FromModel(same), eps=0.3))).status == "passed"
 
 
 def test_queries_expose_a_gradient_of_noise() -> None:
