@@ -408,44 +408,15 @@ def doctor() -> None:
 
     Example: SNNROBUST_DATA=~/data snnrobust doctor
     """
-    import torch
     from rich.console import Console
     from rich.table import Table
 
-    from snnrobust import data as datasets
-    from snnrobust import kernels
-    from snnrobust.experiments import versions
+    from snnrobust.experiments.installation import findings
 
     table = Table("what", "found")
-    for name, found in versions().items():
-        table.add_row(name, found)
-    for package in ("snntorch", "spikingjelly", "tonic", "nir", "ray"):
-        table.add_row(f"{package} (optional)", _version(package))
-    table.add_row("threads", str(torch.get_num_threads()))
-    table.add_row("kernels", kernels.status())
-    table.add_row(
-        "recycled memory",
-        f"at most {kernels.memory().limit / 2**20:,.0f} MiB idle" if kernels.memory().limit else "off",
-    )
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    table.add_row("devices", ", ".join(["cpu", *gpus]))
-    table.add_row("data folder", str(datasets.data_root()))
-    for name in datasets.DATASETS:
-        try:
-            sizes = [len(datasets.load(name, split)) for split in ("train", "test")]
-            table.add_row(f"data: {name}", f"{sizes[0]:,} training and {sizes[1]:,} test samples")
-        except (FileNotFoundError, ValueError) as error:
-            table.add_row(f"data: {name}", str(error))
+    for what, found in findings():
+        table.add_row(what, found)
     Console().print(table)
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 if __name__ == "__main__":
