@@ -153,8 +153,7 @@ def trained(network: Network, seed: int, settings: Settings, folder: Path) -> tu
         print(f"training {path.stem}", flush=True)
         x, y = images("train")
         held = min(settings.validation, len(x) // 4)
-        x, y, validation = x[: -held or None], y[: -held or None], (x[-held:], y[-held:])
-        x, y = x[: settings.train], y[: settings.train]
+        validation, x, y = (x[-held:], y[-held:]), x[:-held][: settings.train], y[:-held][: settings.train]
         order = np.random.default_rng(derive(seed, "order"))
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
         reached, step = 0.0, 0
@@ -198,12 +197,8 @@ def suite(
         samples = of(settings.eot, network.steps) * eot
         return attacks.PGD(threat, steps, gradient=attacks.EOT(samples, source) if is_stochastic(model) else source)
 
-    found: dict[str, attacks.Attack] = {"own": climb(attacks.Backprop())}
-    if network.units == "LIF":
-        found["rate"] = climb(attacks.RGA())
-    if network != PLAIN:
-        found["transfer"] = attacks.Transfer(attacks.PGD(threat, steps), plain)
-    return found
+    own = {"own": climb(attacks.Backprop())} | ({"rate": climb(attacks.RGA())} if network.units == "LIF" else {})
+    return own if network == PLAIN else {**own, "transfer": attacks.Transfer(attacks.PGD(threat, steps), plain)}
 
 
 def judged(
@@ -282,20 +277,24 @@ def shares(results: Results, network: Network, column: str) -> Any:
 
 
 def grid(results: Results, settings: Settings) -> str:
-    """The main table."""
-    budgets = [f"eps {e:g}" for e in sorted(settings.eps)]
-    heading = ["T", "units; input", "n", "clean RA_1", "clean RA_10", *(f"RA_1, {b}" for b in budgets)]
-    heading += [*(f"RA_10, {b}" for b in budgets), f"noise, {budgets[-1]}", "training steps"]
-    rows = []
-    for network in (known for known in networks(settings) if (known, "null") in results):
-        once = [percent(shares(results, network, column)) for column in ("clean", *budgets)]
-        cells = {column: results[network, column] for column in ("clean", *budgets)}
-        ten = [np.mean([resubmitted(np.array(c["correct"]), c["draws"]) for c in found]) for found in cells.values()]
-        clean_ten, *broken_ten = (f"{100 * share:.1f}" for share in ten)
-        row = [str(network.steps or "-"), network.label, str(len(cells["clean"][0]["correct"])), once[0], clean_ten]
-        row += [*once[1:], *broken_ten, f"{100 * shares(results, network, 'null').mean():.1f}"]
-        rows.append([*row, ", ".join(str(t["steps"]) for t in results[network, "training"])])
-    return table(heading, rows)
+    """RA_1 with its interval, and RA_10, by network and T; then noise and training steps."""
+
+    def cell(network: Network, column: str) -> str:
+        found = results.get((network, column), [])
+        if column == "training" or not found:
+            return ", ".join(str(f["steps"]) for f in found)
+        ten = [resubmitted(np.array(f["correct"]), f["draws"]) for f in found]
+        return percent(shares(results, network, column)) + ("" if column == "null" else f"; {100 * np.mean(ten):.1f}")
+
+    titles = {column: f"{column}: RA_1; RA_10" for column in ("clean", *(f"eps {e:g}" for e in sorted(settings.eps)))}
+    titles |= {"null": f"random signs, eps {max(settings.eps):g}: RA_1", "training": "training steps"}
+    kinds = list(dict.fromkeys(replace(network, steps=0) for network in networks(settings)))[1:]
+    tables = []
+    for column, title in titles.items():
+        rows = [[PLAIN.label, cell(PLAIN, column), *["as left"] * (len(settings.steps) - 1)]]
+        rows += [[kind.label, *(cell(replace(kind, steps=T), column) for T in settings.steps)] for kind in kinds]
+        tables.append(table([title, *(f"T = {T}, n = {of(settings.images, T)}" for T in settings.steps)], rows))
+    return "\n\n".join(tables)
 
 
 def parts(results: Results, settings: Settings) -> str:
@@ -348,28 +347,27 @@ def suites(results: Results, settings: Settings) -> str:
 
 def plot(results: Results, settings: Settings, path: Path) -> None:
     column = f"eps {min(settings.eps):g}"
-    kinds = [Network("Bernoulli", "ReLU"), Network("image", "levels"), Network("Bernoulli", "levels")]
-    kinds += [Network("image", "LIF", leak=settings.leaks[1])]
-    kinds += [Network("Bernoulli", "LIF", leak=leak) for leak in settings.leaks]
+    kinds = [Network("", "ReLU"), Network("", "levels"), *(Network("", "LIF", leak=leak) for leak in settings.leaks)]
     with figures.style():
-        made = figures.figure(6.4, 4.2)
-        axes = made.subplots()
-        plain = 100 * shares(results, PLAIN, column).mean()
-        axes.axhline(plain, color=figures.INK, lw=1, ls=":", label="ReLU; image")
-        for i, kind in enumerate(kinds):
-            known = [T for T in settings.steps if (replace(kind, steps=T), column) in results]
-            values = [shares(results, replace(kind, steps=T), column) for T in known]
-            bars = np.array([mean_interval(v) for v in values]).reshape(-1, 2).T
-            means = np.array([v.mean() for v in values])
-            axes.errorbar(
-                np.array(known) * (1 + 0.012 * (i - 3)), 100 * means, yerr=100 * np.abs(bars - means), label=kind.label,
-                color=figures.SERIES[i % len(figures.SERIES)], marker=figures.MARKERS[i % len(figures.MARKERS)], ms=4, lw=1.3,
-            )  # fmt: skip
-        axes.set(xscale="log", xlabel="time steps T", ylabel=f"RA_1 in %, {column}, Linf")
-        axes.set_xticks(settings.steps, [str(T) for T in settings.steps])
-        axes.minorticks_off()
-        axes.grid(axis="y", color=figures.GRID, lw=0.8)
-        axes.legend(fontsize=7.5, ncols=2)
+        made = figures.figure(8.2, 3.6)
+        for axes, seen in zip(made.subplots(1, 2, sharey=True), ("image", "Bernoulli"), strict=True):
+            axes.axhline(
+                100 * shares(results, PLAIN, column).mean(), color=figures.INK, lw=1, ls=":", label="ReLU; image"
+            )
+            for i, kind in list(enumerate(kinds))[seen == "image" :]:
+                of_T = {T: replace(kind, inputs=seen, steps=T) for T in settings.steps}
+                values = {T: shares(results, of_T[T], column) for T in of_T if (of_T[T], column) in results}
+                means = np.array([v.mean() for v in values.values()])
+                bars = np.array([mean_interval(v) for v in values.values()]).reshape(-1, 2).T
+                axes.errorbar(
+                    np.array(list(values)) * (1 + 0.03 * (i - 2)), 100 * means, yerr=100 * np.abs(bars - means), ms=4, lw=1.3,
+                    color=figures.SERIES[i], marker=figures.MARKERS[i], elinewidth=0.8, label=f"{kind.label}{seen}",
+                )  # fmt: skip
+            axes.set(xscale="log", xlabel="time steps T", ylim=(0, 100))
+            axes.set_xticks(settings.steps, [str(T) for T in settings.steps])
+            axes.minorticks_off()
+            axes.legend(fontsize=8)
+        made.axes[0].set_ylabel(f"RA_1 in %, {column}, Linf")
         figures.save(made, path)
 
 

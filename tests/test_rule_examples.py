@@ -125,7 +125,9 @@ def test_poisson_grid(run: Callable[..., ModuleType], tmp_path: Path, capsys: py
     script.QUICK = replace(script.QUICK, steps=(3,), images={0: 5}, most=2, doubled=(3,))
     script.main()
     first = capsys.readouterr().out
-    assert first.count("| LIF, leak 1; Bernoulli |") == 2  # in the grid, and attack by attack
+    assert (
+        first.count("| LIF, leak 1; Bernoulli |") == 5
+    )  # clean, attacked, noise, training steps; and attack by attack
     assert first.count("| spikes, leak 1, in place of levels; Bernoulli |") == 1
     assert (tmp_path / "quick" / "grid.png").is_file()
     for path in (tmp_path / "quick").glob("*.json"):
@@ -134,7 +136,7 @@ def test_poisson_grid(run: Callable[..., ModuleType], tmp_path: Path, capsys: py
         assert all(0 <= right <= cell["draws"] for right in cell["correct"])
     script.main()
     again = capsys.readouterr().out
-    assert again.startswith("| T |")  # nothing is computed again
+    assert again.startswith("| clean")  # nothing is computed again
     assert first.endswith(again)
 
 
