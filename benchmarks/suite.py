@@ -1,8 +1,8 @@
 """``python -m benchmarks.suite``: what the standard suite costs on small spiking networks for MNIST, and what it finds.
 
 Three networks are trained (two epochs each, kept under the output folder) and attacked in Linf with the whole suite, without its
-controls. Beside the time of all stages stands that of the processor, which other work does not lengthen; it is less than it should be
-where stages of an earlier run were read back.
+controls. Beside the time of all stages stands that of the processor, which other work does not lengthen; where stages of an
+earlier run were read back it is less than it should be.
 """
 
 from __future__ import annotations
