@@ -173,9 +173,9 @@ def attack(
 ) -> None:
     """Attack the model of a checkpoint and print its robust accuracy.
 
-    Examples: snnrobust attack runs/demo/models/snn.safetensors --eps 0.1 --eps 8/255 --steps 40
+    Example: snnrobust attack runs/demo/models/snn.safetensors --eps 0.1 --eps 8/255 --steps 40
 
-    snnrobust attack CHECKPOINT --suite standard --data mnist --eps 0.1 --samples 1000 -o runs/suite
+    With the standard suite: snnrobust attack CHECKPOINT --suite standard --data mnist --eps 0.1 --samples 1000 -o runs/suite
     """
     from snnrobust import checks, evaluation, models
     from snnrobust import data as datasets

@@ -86,7 +86,7 @@ def test_no_weaker_than_torchattacks(norm, budgets, multi, digits_ann):
     finally:
         model.double()
     assert (mine <= theirs + 0.01).all()
-    assert theirs[2] < 0.6  # it did something
+    assert theirs[-1] < 0.5  # it did something
 
 
 def test_restarts_never_lose(digits_ann):

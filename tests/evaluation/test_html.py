@@ -167,7 +167,8 @@ def test_key_numbers_are_the_worst_case_on_the_first_chip() -> None:
 
 
 def test_sections_come_in_order_and_only_with_their_data() -> None:
-    everything = ["key", "curves", "chips", "examples", "diagnosis", "traps", "training", "rows", "reading", "made"]
+    everything = ["key", "curves", "chips", "examples", "diagnosis", "traps", "training", "rows", "reading"]
+    everything += ["paragraph", "made"]
     assert Page(render(full())).headings() == everything
     of = {"examples": "examples", "diagnoses": "diagnosis", "traps": "traps", "histories": "training"}
     for key, heading in of.items():
@@ -302,7 +303,7 @@ def test_most_examples_are_folded_away() -> None:
 def test_one_model_one_chip_one_budget() -> None:
     one = [r for r in rows("snn", "ideal", 11) if r["eps"] in (0.0, 0.05)]
     parsed = Page(render({"report": report(one)}))
-    assert parsed.headings() == ["key", "curves", "rows", "reading"]
+    assert parsed.headings() == ["key", "curves", "rows", "reading", "paragraph"]
     assert "snn was attacked with pgd and transfer at eps = 0.05." in parsed.words
 
 

@@ -183,6 +183,38 @@ def test_a_fit_attack_finds_it_and_noise_does_not() -> None:
     assert "found for 100%" in fit.found
 
 
+class Noisy(Linear):
+    """The linear model with noise on its logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.noise(x)
+
+    def noise(self, x: Tensor) -> Tensor:
+        return 0.05 * torch.randn(len(x), 4, dtype=x.dtype)
+
+
+def test_planting_works_for_random_models() -> None:
+    """A decision over the mean of the draws, which a fit attack reaches and noise does not."""
+    s = subject(Noisy())
+    assert s.random
+    decision, planted, sure = active.plant(s, 32)
+    assert sure.float().mean() > 0.8
+    with torch.no_grad():
+        mean = torch.stack([s.model(planted) for _ in range(200)]).mean(0)
+    assert (decision(mean, s.y[:32])[sure] > 0).double().mean() > 0.9
+    fit, unfit = one(active.active(s)), one(active.active(subject(Noisy(), Noise())))
+    assert (fit.status, unfit.status) == ("passed", "failed")
+
+
+def test_nothing_is_planted_where_there_is_only_noise() -> None:
+    class Deaf(Noisy):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.noise(x) + 0 * Linear.forward(self, x)
+
+    _, _, sure = active.plant(subject(Deaf()), 50)
+    assert sure.float().mean() < 0.2
+
+
 def test_a_gradient_that_follows_its_own_loss_is_not_asked_for_another() -> None:
     check = one(active.active(subject(gradient=OwnLoss())))
     assert check.status == "not run"
