@@ -179,7 +179,7 @@ def test_sections_come_in_order_and_only_with_their_data() -> None:
             del results[key]
         assert Page(render(results)).headings() == [h for h in everything if h != heading]
     alone = Page(render({"report": full()["report"]}))
-    assert alone.headings() == ["key", "curves", "chips", "examples", "rows", "reading"]
+    assert alone.headings() == ["key", "curves", "chips", "examples", "rows", "reading", "paragraph"]
     assert "The gradient was not examined" in alone.words
 
 
