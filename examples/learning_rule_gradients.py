@@ -107,6 +107,22 @@ def judged(plan: Plan, rule: str, seed: int, folder: Path) -> dict[str, float]:
     return found
 
 
+def diagnosed(plan: Plan, rule: str, seed: int, folder: Path) -> str:
+    """What the diagnosis calls a victim that is attacked by its own rule alone, with random weights at the input."""
+    path = folder / f"{rule}-seed{seed}.diagnosis.json"
+    if not path.exists():
+        print(f"diagnosing {rule}-seed{seed}", flush=True)
+        victim, trainer = trained(plan, rule, rule, seed, folder)
+        gradient = attacks.LearningSignal(trainer, "random")
+        report = evaluation.diagnose(
+            victim, data.load(plan.data, "test"), attacks.Linf(plan.eps), gradient=gradient, n=min(plan.n, 100), seed=seed,
+            progress=False,
+        )  # fmt: skip
+        write_bytes(path, json.dumps(report.to_json(), indent=1).encode())
+    found = json.loads(path.read_bytes())
+    return f"{found['verdict']} ({'; '.join(found['reasons'])})"
+
+
 Results = dict[str, list[dict[str, float]]]
 
 
@@ -171,6 +187,11 @@ def main() -> None:
     print(text)
     write_bytes(folder / "table.md", text.encode())
     plot(results, plan, folder / "gradients.png")
+    for rule in options.rules:
+        if RULES[rule].input_feedbacks:
+            print(f"diagnosis of {rule}, attacked by its own rule alone:")
+            for seed in range(seeds):
+                print(f"  seed {seed}: {diagnosed(plan, rule, seed, folder)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,10 @@ def test_learning_rule_gradients(
     assert (folder / "table.md").read_text() == "\n".join(row for row in first.splitlines() if row.startswith("|"))
     cells = {p: p.stat().st_mtime_ns for p in (folder / "cells").iterdir()}
     script.main()
-    assert "training" not in capsys.readouterr().out  # nothing is computed again
+    again = capsys.readouterr().out
+    assert not any(word in again for word in ("training", "diagnosing"))  # nothing is computed again
+    assert "diagnosis of DFA, attacked by its own rule alone:" in again
+    assert "diagnosis of BPTT" not in again
     assert {p: p.stat().st_mtime_ns for p in (folder / "cells").iterdir()} == cells
 
 

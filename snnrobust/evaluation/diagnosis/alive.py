@@ -95,6 +95,7 @@ def _reach(s: Subject) -> Check:
         watched(s.model, s.x[:count], s.y[:count], cross_entropy, stream)
     except (ValueError, TypeError) as error:
         return not_run(name, str(error), meaning, remedy, topic)
+    seen = {layer: values for layer, values in seen.items() if values}  # rules may differentiate some layers, or none
     if not seen:
         return not_run(name, "the gradient asks no surrogate of potentials", meaning, remedy, topic)
     shares = {layer: sum(values) / len(values) for layer, values in seen.items()}
