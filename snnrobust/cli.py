@@ -161,6 +161,9 @@ def attack(
     controls: Annotated[
         bool, typer.Option(help="After the suite, the equal-budget control and doubled effort: three times the work.")
     ] = True,
+    diagnosed: Annotated[
+        bool, typer.Option("--diagnose/--no-diagnose", help="After the suite, the diagnosis, at the first budget.")
+    ] = True,
     samples: Annotated[int, typer.Option(help="The first so many test samples.")] = 200,
     selection_draws: Annotated[int, typer.Option(help="Draws that select, for a model with randomness.")] = 32,
     judge_draws: Annotated[int, typer.Option(help="Draws that judge, for a model with randomness.")] = 128,
@@ -224,11 +227,19 @@ def attack(
             judge_draws=judge_draws, name=checkpoint.stem, controls=controls, progress=not quiet,
             folder=None if output is None else output / "cells",
         )  # fmt: skip
+        diagnoses = {}
+        if suite is not None and diagnosed:
+            found = evaluation.diagnose(
+                model, test, threat.at((eps or ["8/255"])[0]), source=next(iter(others.values()), None),
+                n=min(samples, 128), seed=seed, progress=not quiet,
+            )  # fmt: skip
+            diagnoses[checkpoint.stem] = found.to_json()
     typer.echo(report.summary(_width()))
     if suite is not None:
+        typer.echo(f"{found}\n" if diagnosed else "the gradient was not examined: leave --no-diagnose out\n")
         typer.echo(f"for a paper: {evaluation.paragraph(report)}\n")
     if output is not None:
-        typer.echo(f"report: {report.save(output)}")
+        typer.echo(f"report: {report.save(output, diagnoses)}")
 
 
 def _norm(given: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -19,9 +19,11 @@ from snnrobust.attacks.gradient import EOT, Backprop, GradientSource, Surrogate
 from snnrobust.attacks.gradient_adaptive import ASSG, PDSG
 from snnrobust.attacks.gradient_bpda import BPDA
 from snnrobust.attacks.gradient_rate import BPTR
-from snnrobust.attacks.losses import cross_entropy, dlr
+from snnrobust.attacks.l0 import L0
+from snnrobust.attacks.losses import Loss, cross_entropy, dlr, margin
 from snnrobust.attacks.sa_pgd import SAPGD
 from snnrobust.attacks.selection import Measurement, better, measure
+from snnrobust.attacks.sparse_rs import SparseRS
 from snnrobust.attacks.square import Square
 from snnrobust.attacks.threat import Eps, ThreatModel
 from snnrobust.attacks.transfer import Transfer
@@ -37,6 +39,7 @@ EOT_DRAWS, QUERY_DRAWS = 4, 4  # for models with randomness
 FORWARDS_A_GRADIENT = 3  # what a forward and a backward pass cost together, in forward passes
 CHUNK = 5  # restarts in one stage of the control
 PROBE = 8  # samples that show what applies to a model
+ASKED = 2  # passes that show whether a model has randomness
 
 SWEEP: dict[str, Callable[[GradientSource], GradientSource]] = {
     "own": lambda inner: inner,
@@ -67,18 +70,23 @@ class Standard(Attack):
 
     In this order, each on the samples that are left: APGD (cross-entropy) and SA-PGD through each gradient of ``SWEEP``; APGD
     with the DLR loss; APGD crafted on every model of ``transfer``; APGD towards the nine likeliest classes (DLR), through the
-    model's own gradient and through ASSG; Square. A sample leaves when its candidate is misclassified in all
+    model's own gradient and through ASSG; Square, in L0 SparseRS. A sample leaves when its candidate is misclassified in all
     ``selection_draws`` draws (one, for a model without randomness), and by no other rule.
 
-    What does not apply is left out and named: surrogates where there are no spiking neurons, Square in other norms than its
-    own. Where the encoder lets no gradient through, all gradients pass it straight through (:class:`BPDA`). Models with
-    randomness are attacked through the expectation (:class:`EOT`), with margins averaged over draws.
+    What does not apply is left out and named: surrogates where there are no spiking neurons. Where cross-entropy saturates, the
+    margin takes its place. Where the encoder lets no gradient through, all gradients pass it straight through (:class:`BPDA`).
+    Models with randomness are attacked through the expectation (:class:`EOT`), with margins averaged over draws.
 
     Args:
         threat: Budget and box.
         transfer: Other models of the same task, which lend their gradients.
         effort: Multiplies steps, queries and the draws of EOT. 2 is what convergence is tested with.
         selection_draws: See above.
+        gradient: The backward pass that all surrogates are put around: ``BPDA("model.0")`` where a module cuts it. An encoder
+            that does is found without.
+
+    Warns:
+        BluntGradientWarning: no gradient reaches the input, so that only the search and transfer are left.
 
     ``evaluation.evaluate`` runs it stage by stage, so that it can be interrupted, and says what each stage found and cost.
 
@@ -92,6 +100,7 @@ class Standard(Attack):
     transfer: tuple[nn.Module, ...] = ()
     effort: int = 1
     selection_draws: int = 32
+    gradient: GradientSource = field(default_factory=Backprop)
 
     def __post_init__(self) -> None:
         checks.count("effort", self.effort)
@@ -106,24 +115,35 @@ class Standard(Attack):
         """What is run on ``model``, in order. The first of the samples ``x`` show what applies to it."""
         with evaluating(model), warnings.catch_warnings():
             warnings.simplefilter("ignore", BluntGradientWarning)
-            random, classes, sources = self._look(model, x[:PROBE])
-            return [
-                *self._sweep(sources, random),
+            random, classes, sources, loss = self._look(model, x[:PROBE])
+            made = [
+                *self._sweep(sources, random, loss),
                 *self._transfers(x[:PROBE]),
                 *self._targeted(sources, random, min(TARGETS, classes - 1)),
                 self._search(random),
             ]
+        if isinstance(own := sources["own"], str):
+            warnings.warn(
+                f"the suite has no gradient of {type(model).__name__} ({own}): only transfer and the search by queries are run. "
+                "Name the module that cuts it, Standard(threat, gradient=BPDA(...))",
+                BluntGradientWarning,
+                stacklevel=2,
+            )
+        return made
 
     def control(self, model: nn.Module, x: Tensor, gradients: int, forwards: int) -> list[Stage]:
         """As many restarts of APGD through the model's own gradient as cost at most what a suite of that cost does."""
-        random = is_stochastic(model, x[:PROBE])
-        once = self._ascent(APGD, Backprop(), random, "").gradients
+        with evaluating(model):
+            random, _, sources, loss = self._look(model, x[:PROBE])
+        if isinstance(own := sources["own"], str):
+            return [Stage("restarts", None, skipped=own)]  # stages() has warned
+        once = self._ascent(APGD, own, random, "").gradients
         restarts = max(1, (gradients + forwards // FORWARDS_A_GRADIENT) // once)
         made = []
         for first in range(0, restarts, CHUNK):
             last = min(first + CHUNK, restarts)
             name = f"restarts {first + 1} to {last}"
-            made.append(self._ascent(APGD, Backprop(), random, name, last - first, restarts=last - first))
+            made.append(self._ascent(APGD, own, random, name, last - first, restarts=last - first, loss=loss))
         return made
 
     def perturb(self, model: nn.Module, x: Tensor, goal: Goal, stream: Stream) -> Tensor:
@@ -147,33 +167,57 @@ class Standard(Attack):
     def at(self, eps: Eps) -> Self:
         return replace(self, threat=self.threat.at(eps))
 
-    def _look(self, model: nn.Module, x: Tensor) -> tuple[bool, int, dict[str, GradientSource | str]]:
-        """Whether the model has randomness, its classes, and each gradient of the sweep, or why it does not apply."""
+    def _look(self, model: nn.Module, x: Tensor) -> tuple[bool, int, dict[str, GradientSource | str], Loss]:
+        """Whether the model has randomness, its classes, each gradient of the sweep or why it does not apply, and the loss.
+
+        The loss is cross-entropy, or the margin where that of some sample saturates: its gradient is then exactly zero.
+        """
         stream = Stream(0, torch.arange(len(x)))
         with torch.no_grad(), draws(model, stream.key, stream.sample_ids):
             logits = model(x)
-        y, inner = logits.argmax(1), _open(model, x, logits.argmax(1), stream)
+        y = logits.argmax(1)
+        inner = self._open(model, x, y, stream)
         found: dict[str, GradientSource | str] = {}
         seen: dict[str, Tensor] = {}
         for name, around in SWEEP.items():
             source = around(inner)
             try:
-                gradient, _ = source(model, x, y, cross_entropy, stream)
+                gradient, _ = source(model, x, y, margin, stream)
             except (TypeError, ValueError) as error:
                 found[name] = str(error).split(":")[0]
+                continue
+            if not gradient.any():
+                found[name] = "it is exactly zero"
                 continue
             same = next((other for other, g in seen.items() if torch.equal(g, gradient)), None)
             found[name] = source if same is None else f"it is the same as {same}"
             seen.setdefault(name, gradient)
-        return is_stochastic(model, x), logits.shape[1], found
+        loss: Loss = cross_entropy
+        if not isinstance(own := found["own"], str):
+            dead = ~own(model, x, y, cross_entropy, stream)[0].flatten(1).any(1)
+            loss = margin if (dead & seen["own"].flatten(1).any(1)).any() else cross_entropy
+        return is_stochastic(model, x), logits.shape[1], found, loss
 
-    def _sweep(self, sources: Mapping[str, GradientSource | str], random: bool) -> Iterator[Stage]:
+    def _open(self, model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> GradientSource:
+        """The given backward pass, past the model's encoder if that lets nothing through."""
+        ways: list[GradientSource] = [self.gradient]
+        if isinstance(getattr(model, "encoder", None), nn.Module):
+            ways.append(BPDA("encoder", source=self.gradient))
+        for source in ways:
+            try:
+                if source(model, x, y, margin, stream)[0].any():
+                    return source
+            except (TypeError, ValueError):
+                continue
+        return self.gradient
+
+    def _sweep(self, sources: Mapping[str, GradientSource | str], random: bool, loss: Loss) -> Iterator[Stage]:
         for name, source in sources.items():
             for kind, optimiser in ((APGD, "APGD"), (SAPGD, "SA-PGD")):
                 if isinstance(source, str):
                     yield Stage(f"{optimiser} ({name})", None, skipped=source)
                 else:
-                    yield self._ascent(kind, source, random, f"{optimiser} ({name})")
+                    yield self._ascent(kind, source, random, f"{optimiser} ({name})", loss=loss)
         if not isinstance(own := sources["own"], str):
             yield self._ascent(APGD, own, random, "APGD (own, DLR)", loss=dlr)
 
@@ -215,15 +259,16 @@ class Standard(Attack):
         gradients = steps + random  # that of the last point is not needed where logits are no draws
         forwards = 2 * self.selection_draws if random else 3  # the last point, and the choice between two candidates
         classes = forwards if ascents > 1 else 0  # targets are chosen by the logits at x
-        return Stage(name, made, ascents * gradients * draws, ascents * forwards + classes)
+        return Stage(name, made, ascents * gradients * draws, ascents * forwards + classes + ASKED)
 
     def _search(self, random: bool) -> Stage:
         queries = self.effort * QUERIES
         try:
-            made = Square(self.threat, queries=queries, draws=QUERY_DRAWS * self.effort if random else 1)
+            kind = SparseRS if isinstance(self.threat, L0) else Square
+            made = kind(self.threat, queries=queries, draws=QUERY_DRAWS * self.effort if random else 1)
         except (TypeError, ValueError) as error:
             return Stage("Square", None, skipped=str(error))
-        return Stage("Square", made, 0, queries)
+        return Stage(kind.__name__, made, 0, queries + ASKED)
 
     def _draws(self, random: bool) -> int:
         return EOT_DRAWS * self.effort if random else 1
@@ -232,17 +277,3 @@ class Standard(Attack):
 def standard(threat: ThreatModel, *, transfer: Sequence[nn.Module] = (), effort: int = 1) -> Standard:
     """The suite by which a robust accuracy is claimed: :class:`Standard`."""
     return Standard(threat, tuple(transfer), effort)
-
-
-def _open(model: nn.Module, x: Tensor, y: Tensor, stream: Stream) -> GradientSource:
-    """The model's backward pass, past its encoder if that lets nothing through."""
-    ways: list[GradientSource] = [Backprop()]
-    if isinstance(getattr(model, "encoder", None), nn.Module):
-        ways.append(BPDA("encoder"))
-    for source in ways:
-        try:
-            if source(model, x, y, cross_entropy, stream)[0].any():
-                return source
-        except ValueError:
-            continue
-    return Backprop()

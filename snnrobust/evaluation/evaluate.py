@@ -16,6 +16,7 @@ from snnrobust.attacks.threat import common_eps
 from snnrobust.data import Data, take
 from snnrobust.draws import device_of, is_stochastic
 from snnrobust.evaluation.cell import Cell, Draws, run_cell
+from snnrobust.evaluation.paragraph import describe
 from snnrobust.evaluation.progress import progress_bar
 from snnrobust.evaluation.report import CLEAN, IDEAL, NO_ATTACKS, NULL, WORST, RobustnessReport
 from snnrobust.evaluation.suite import Job, run_suite
@@ -106,6 +107,7 @@ def evaluate(
             "judge_draws": judge_draws,
         }
     )
+    report.attacks = {label: describe(attack) for label, attack in attacks.items()}
     store = None if folder is None else Path(folder)
     cells = len(targets) * (1 + 2 * sum(map(len, plan.values())))
     with progress_bar(f"attacking {name}", cells, progress) as bar:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import comb
 from pathlib import Path
@@ -47,6 +47,7 @@ class RobustnessReport:
         examples: Clean and adversarial images.
         stages: A record for each stage of a suite: on how many samples it ran, how many it broke, what that cost at most and in
             fact, the accuracy after it (on the selection draws), or why it was skipped.
+        attacks: The settings of each attack, in words.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class RobustnessReport:
     samples: list[tuple[Any, ...]] = field(default_factory=list)
     examples: list[dict[str, Any]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
+    attacks: dict[str, str] = field(default_factory=dict)
 
     def add(
         self,
@@ -113,6 +115,7 @@ class RobustnessReport:
         self.samples += other.samples
         self.examples += other.examples
         self.stages += other.stages
+        self.attacks |= other.attacks
 
     def accuracy(
         self, attack: str = WORST, eps: float | None = None, chip: str | None = None, model: str | None = None
@@ -170,12 +173,15 @@ class RobustnessReport:
         """Everything but the samples."""
         return {k: v for k, v in asdict(self).items() if k != "samples"}
 
-    def save(self, folder: str | Path) -> Path:
-        """Write ``results.json``, ``samples.csv`` and ``report.html`` into ``folder``, each atomically."""
+    def save(self, folder: str | Path, diagnoses: Mapping[str, Any] | None = None) -> Path:
+        """Write ``results.json``, ``samples.csv`` and ``report.html`` into ``folder``, each atomically.
+
+        ``diagnoses``: the JSON of a diagnosis for each model, to stand beside its numbers.
+        """
         from snnrobust.evaluation.html import render
 
         folder = Path(folder)
-        results = {"report": self.to_json()}
+        results = {"report": self.to_json(), "diagnoses": dict(diagnoses or {})}
         write_bytes(folder / "results.json", json.dumps(results, indent=1).encode())
         self.save_samples(folder / "samples.csv")
         write_bytes(folder / "report.html", render(results).encode())

@@ -100,6 +100,10 @@ class MaskingReport:
             lines.append(f"  {c.status:12} {c.name}: {c.found}{p}")
             if c.status in ("failed", "inconclusive"):
                 lines += [f"               means: {c.meaning}", f"               do: {c.remedy}"]
+        if self.verdict == "consistent":
+            lines.append(
+                "  This is about the gradient. Robust accuracy is what the worst of many attacks leaves: attacks.standard."
+            )
         return "\n".join(lines)
 
     def caption(self) -> str:

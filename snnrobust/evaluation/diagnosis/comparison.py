@@ -15,6 +15,8 @@ __all__ = ["HALF", "MATTERS", "compared", "progress", "union"]
 
 MATTERS = 0.05
 """Least difference of two accuracies that matters, whatever its p-value."""
+LARGE = 0.20
+"""A difference of two accuracies that is a proof by itself, if it is significant."""
 HALF = 0.5
 """Share of the way that another attack goes beyond noise, which the examined gradient has to go too."""
 
@@ -30,7 +32,8 @@ def compared(
     r"""The check that no other attack is far stronger than the examined one.
 
     With :math:`a_i` and :math:`b_i` the :func:`progress` of the examined gradient and of the other attack at sample i, it fails
-    if :math:`\bar a < \bar b / 2`, a paired one-sided test, and the accuracies differ by 5 points or more. The p-value is that of
+    if :math:`\bar a < \bar b / 2`, a paired one-sided test, and the accuracies differ by 5 points or more; or if they differ by
+    20 points or more, significantly. The p-value is that of
     the most successful of the others, times their number. Another attack that is better by 5 points or more, significantly, but
     does not go twice as far, makes it inconclusive: the accuracy is too high, but the gradient is not hidden.
     """
@@ -45,6 +48,8 @@ def compared(
         f"accuracy {own.mean():.1%} with the examined gradient, {s.accuracy(others[best]):.1%} with {by}; "
         f"beyond {s.noise_name} the margin moves by {examined.mean():.3g} and {other.mean():.3g}{more}"
     )
+    if gaps[best] >= LARGE and p_weaker < LEVEL:
+        p = min(p, p_weaker)
     matters = gaps[best] >= MATTERS
     weak: Status = "inconclusive" if matters and p_weaker < LEVEL else "passed"
     return Check(name, "failed" if matters else "passed", found, meaning, remedy, p, "proof", topic, weak)

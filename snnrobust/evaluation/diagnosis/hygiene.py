@@ -68,8 +68,8 @@ def _repeats(model: nn.Module, x: Tensor, call: Call, high: float) -> Check:
     meaning = "The model remembers earlier calls: what an attack sees is not what will be judged."
     remedy = "Reset the state at the start of each forward pass, as interop.wrap does; let no module keep a generator of its own."
     before = _state(model)
+    first = call(x)  # what is wrong already here is an error: of the inputs, the labels, the dtype, or NaN
     try:
-        first = call(x)
         call(torch.full_like(x, high))  # another batch, which a memory would remember
         again = call(x)
     except ValueError as error:

@@ -28,7 +28,7 @@ def skill(s: Subject) -> list[Check]:
     return [
         Check(
             "there is something to attack",
-            "passed" if len(s) >= ENOUGH and accuracy > 2 * chance else "inconclusive",
+            "passed" if len(s) >= ENOUGH and accuracy > min(2 * chance, (1 + chance) / 2) else "inconclusive",
             f"clean accuracy {accuracy:.1%} on {len(s)} samples; the commonest class has {chance:.1%} of them",
             "On few samples, or on a model that hardly classifies, the other checks cannot tell much.",
             "Use at least 50 samples and a trained model.",
