@@ -1,0 +1,12 @@
+import pytest
+
+from benchmarks import libraries
+
+pytest.importorskip("foolbox")
+
+
+def test_single_attacks_are_no_weaker_than_those_of_other_libraries(capsys):
+    found = libraries.main(["-n", "40", "--steps", "5", "--queries", "60"])
+    assert capsys.readouterr().out.count("torchattacks") + 4 >= len(found)
+    assert max(found[name] for name in found if "foolbox" in name) <= 2.5  # one image of 40
+    assert max(found.values()) <= 7.5
