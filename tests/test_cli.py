@@ -1,5 +1,6 @@
 """The command line, as a user types it."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -237,3 +238,54 @@ def test_a_mistake_is_one_message(arguments: list[str], message: str, checkpoint
     assert code == 2
     assert message in output.replace("\n", " ")
     assert "Traceback" not in output
+
+
+@pytest.fixture
+def small_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("snnrobust.attacks.standard")
+    for name, value in {"STEPS": 2, "QUERIES": 12, "TARGETS": 1, "CHUNK": 50}.items():
+        monkeypatch.setattr(module, name, value)
+
+
+def test_the_suite_is_run_from_the_command_line(checkpoint: Path, tmp_path: Path, small_suite: None) -> None:
+    few = ["--samples", "12", "--selection-draws", "2", "--judge-draws", "3", "--eps", "0.1"]
+    code, output = call(
+        "attack", str(checkpoint), "--suite", "standard", *few, "--no-diagnose", "-o", str(tmp_path / "out")
+    )
+    assert code == 0, output
+    for words in (
+        "standard, version 1",
+        "at most",
+        "equal-budget control",
+        "doubled effort",
+        "for a paper: Threat model",
+    ):
+        assert words in output
+    assert "the gradient was not examined" in output
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "The suite, stage by stage" in page
+    code, output = call(
+        "attack", str(checkpoint), "--suite", "standard", *few, "--no-diagnose", "-o", str(tmp_path / "out")
+    )
+    assert code == 0, output  # read back
+
+
+def test_the_diagnosis_stands_in_the_report_of_the_suite(
+    checkpoint: Path, tmp_path: Path, small_suite: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from snnrobust import evaluation
+
+    original = evaluation.diagnose
+    monkeypatch.setattr(evaluation, "diagnose", lambda *a, **k: original(*a, **k, checks=["skill"], draws=2))
+    few = ["--samples", "12", "--selection-draws", "2", "--judge-draws", "3", "--eps", "0.1", "--no-controls", "-q"]
+    code, output = call("attack", str(checkpoint), "--suite", "standard", *few, "-o", str(tmp_path / "out"))
+    assert code == 0, output
+    assert "gradient: inconclusive" in output
+    assert "Diagnosis: can the attacks be believed?" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("option", [["--steps", "3"], ["--eot", "2"], ["--gradient", "ASSG"], ["--restarts", "2"]])
+def test_a_suite_is_fixed_beforehand(option: list[str], checkpoint: Path) -> None:
+    code, output = call("attack", str(checkpoint), "--suite", "standard", *option, "-q")
+    assert code == 2
+    assert f"{option[0]} says nothing to a suite" in output

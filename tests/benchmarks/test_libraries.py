@@ -5,6 +5,7 @@ from benchmarks import libraries
 pytest.importorskip("foolbox")
 
 
+@pytest.mark.slow
 def test_single_attacks_are_no_weaker_than_those_of_other_libraries(capsys):
     found = libraries.main(["-n", "40", "--steps", "5", "--queries", "60"])
     assert capsys.readouterr().out.count("torchattacks") + 4 >= len(found)
