@@ -303,7 +303,8 @@ def against(own: tuple[int, float], other: tuple[int, float]) -> Check:
     ("own", "other", "status"),
     [
         ((60, -9.0), (30, -3.0), "failed"),  # goes a seventh of the way, and leaves half of the samples more
-        ((60, -5.0), (30, -3.0), "inconclusive"),  # weaker, but goes far more than half the way
+        ((40, -5.0), (30, -3.0), "inconclusive"),  # weaker, but goes far more than half the way
+        ((60, -5.0), (30, -3.0), "failed"),  # which does not excuse a difference of 20 points
         ((32, -9.0), (30, -3.0), "passed"),  # two samples are no difference that matters
         ((30, -3.0), (60, -9.0), "passed"),
         ((60, -9.0), (30, 50.0), "failed"),  # beyond the boundary nothing counts
