@@ -122,10 +122,11 @@ class Standard(Attack):
                 *self._targeted(sources, random, min(TARGETS, classes - 1)),
                 self._search(random),
             ]
-        if isinstance(own := sources["own"], str):
+        if all(isinstance(source, str) for source in sources.values()):
+            why = sources["own"]
             warnings.warn(
-                f"the suite has no gradient of {type(model).__name__} ({own}): only transfer and the search by queries are run. "
-                "Name the module that cuts it, Standard(threat, gradient=BPDA(...))",
+                f"the suite has no gradient of {type(model).__name__} ({why}): only transfer and the search by queries are run. Name "
+                "the module that cuts it, Standard(threat, gradient=BPDA(...))",
                 BluntGradientWarning,
                 stacklevel=2,
             )
@@ -136,7 +137,7 @@ class Standard(Attack):
         with evaluating(model):
             random, _, sources, loss = self._look(model, x[:PROBE])
         if isinstance(own := sources["own"], str):
-            return [Stage("restarts", None, skipped=own)]  # stages() has warned
+            return [Stage("restarts", None, skipped=own)]
         once = self._ascent(APGD, own, random, "").gradients
         restarts = max(1, (gradients + forwards // FORWARDS_A_GRADIENT) // once)
         made = []

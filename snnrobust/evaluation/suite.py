@@ -166,6 +166,9 @@ def run_suite(
             (CONTROL, suite.control(job.model, few, cost.gradients, cost.forwards), clean),
             (DOUBLED, replace(suite, effort=2 * suite.effort).stages(job.model, few), winner),
         ):
+            if all(stage.attack is None for stage in planned):
+                say(f" {line}: not run ({planned[0].skipped})")
+                continue
             say(f" {line}")
             cell, told = _run_stages(job, planned, start, (*labels, line), announce)
             found[line] = _judged(job, cell)

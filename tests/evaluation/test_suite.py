@@ -174,6 +174,25 @@ def test_the_report_shows_stages_and_a_paragraph(images, tmp_path):
     assert evaluation.paragraph(evaluation.RobustnessReport()) == ""
 
 
+class Opaque(torch.nn.Module):
+    """A model that lets no gradient through."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x.detach())
+
+
+def test_a_control_without_a_gradient_has_no_line(images):
+    model = Opaque(_model("ann")).eval()
+    with pytest.warns(attacks.BluntGradientWarning, match="only transfer and the search"):
+        report = _evaluate(model, _data(model, images))
+    assert [r["attack"] for r in report.rows] == ["clean", "standard", WORST, NULL, DOUBLED]
+    assert "own gradient" not in evaluation.paragraph(report)
+
+
 def _row(attack, eps, accuracy):
     return {
         "model": "m", "chip": "ideal", "attack": attack, "eps": eps, "accuracy": accuracy, "low": 0.1, "high": 0.9,
