@@ -125,8 +125,8 @@ class Standard(Attack):
         if all(isinstance(source, str) for source in sources.values()):
             why = sources["own"]
             warnings.warn(
-                f"the suite has no gradient of {type(model).__name__} ({why}): only transfer and the search by queries are run. Name "
-                "the module that cuts it, Standard(threat, gradient=BPDA(...))",
+                f"the suite has no gradient of {type(model).__name__} ({why}): only transfer and the search by queries are run. "
+                "Name the module that cuts it, Standard(threat, gradient=BPDA(...))",
                 BluntGradientWarning,
                 stacklevel=2,
             )
