@@ -216,7 +216,7 @@ def attack(
             section = AttackSection(
                 name=label,
                 attack=Component.model_validate({"type": attack, **arguments}),
-                eot=(4 if eot is None else eot) if takes_gradient(attack) else 1,
+                eot=eot if eot is not None else 4 if takes_gradient(attack) else 1,
                 gradient=None if gradient is None else Component(type=gradient),
                 source=next(iter(others), None),
             )

@@ -109,6 +109,16 @@ class Standard(Attack):
             raise TypeError(f"transfer must be a sequence of models, got {type(self.transfer).__name__}")
         for source in self.transfer:
             checks.module("transfer", source)
+        checks.function("gradient", self.gradient)
+        inner: Any = self.gradient
+        while inner is not None:  # an inner surrogate would win over those of the sweep, and make them all the same
+            own = getattr(inner, "spiking", False) or getattr(inner, "surrogate", None) is not None
+            if isinstance(inner, EOT) or own:
+                raise ValueError(
+                    "gradient must be a backward pass such as BPDA('encoder'): the suite puts surrogates and EOT around it "
+                    f"itself, got {type(inner).__name__}"
+                )
+            inner = getattr(inner, "source", None)
         object.__setattr__(self, "transfer", tuple(self.transfer))
 
     def stages(self, model: nn.Module, x: Tensor) -> list[Stage]:
@@ -275,6 +285,12 @@ class Standard(Attack):
         return EOT_DRAWS * self.effort if random else 1
 
 
-def standard(threat: ThreatModel, *, transfer: Sequence[nn.Module] = (), effort: int = 1) -> Standard:
+def standard(
+    threat: ThreatModel,
+    *,
+    transfer: Sequence[nn.Module] = (),
+    effort: int = 1,
+    gradient: GradientSource = Backprop(),  # noqa: B008  frozen
+) -> Standard:
     """The suite by which a robust accuracy is claimed: :class:`Standard`."""
-    return Standard(threat, tuple(transfer), effort)
+    return Standard(threat, tuple(transfer), effort, gradient=gradient)

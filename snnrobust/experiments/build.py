@@ -198,6 +198,10 @@ def build_attack(
         accepted = {f.name for f in fields(kind)}  # type: ignore[arg-type]
         known = {"threat": threat or Linf(0.0), "gradient": gradient}
         given = {name: value for name, value in known.items() if name in accepted}
+        if kind is Standard and (section.surrogate or section.eot > 1):
+            raise ValueError(
+                f"attacks.{section.name}: Standard has surrogates and EOT of its own, so eot and surrogate say nothing"
+            )
         if "gradient" not in accepted and (section.surrogate or section.gradient or section.eot > 1):
             raise ValueError(
                 f"attacks.{section.name}: {component.type} uses no gradient, so eot, gradient and surrogate say nothing"
@@ -211,7 +215,9 @@ def build_attack(
 
 
 def takes_gradient(name: str) -> bool:
-    """Whether the attack of that name differentiates what it attacks."""
+    """Whether the attack of that name differentiates what it attacks, and is told how."""
+    if name == Standard.__name__:
+        return False
     return "gradient" in {f.name for f in fields(_CRAFTED[name])} if name in _CRAFTED else True  # type: ignore[arg-type]
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from snnrobust import attacks
-from snnrobust.attacks import APGD, BPDA, EOT, L0, PGD, BluntGradientWarning, Goal, Linf, Standard, Transfer
+from snnrobust.attacks import APGD, BPDA, EOT, L0, PGD, BluntGradientWarning, Goal, Linf, Standard, Surrogate, Transfer
 from snnrobust.draws import Stream, evaluating
 from snnrobust.encoders import Direct, Poisson
 from snnrobust.models import Conv, spiking
@@ -209,6 +209,10 @@ def test_bad_arguments_are_named(victims):
         Standard(THREAT, transfer=model)
     with pytest.raises(TypeError, match=r"transfer must be a torch\.nn\.Module"):
         Standard(THREAT, transfer=("model",))
+    for inner in (EOT(2), Surrogate(ATan(2.0)), BPDA("encoder", source=Surrogate(ATan(2.0))), EOT(2, BPDA("encoder"))):
+        with pytest.raises(ValueError, match="the suite puts surrogates and EOT around it itself"):
+            Standard(THREAT, gradient=inner)
+    assert attacks.standard(THREAT, gradient=BPDA("a")).gradient == BPDA("a")
     with pytest.raises(ValueError, match="effort must be at least 1"):
         Standard(THREAT, effort=0)
     assert attacks.standard(THREAT) == Standard(THREAT)

@@ -6,7 +6,24 @@ import pytest
 import torch
 from torch import nn
 
-from snnrobust.attacks import APGD, APGDT, ASSG, BIM, EOT, L0, L2, LOSSES, MIFGSM, RFGSM, SAPGD, Linf, dlr, margin
+from snnrobust.attacks import (
+    APGD,
+    APGDT,
+    ASSG,
+    BIM,
+    EOT,
+    L0,
+    L2,
+    LOSSES,
+    MIFGSM,
+    RFGSM,
+    SAPGD,
+    Backprop,
+    Linf,
+    Standard,
+    dlr,
+    margin,
+)
 from snnrobust.experiments.build import NAMES, build_attack
 from snnrobust.experiments.component import Component
 from snnrobust.experiments.config import AttackSection
@@ -59,3 +76,15 @@ def test_what_is_built_attacks(name: str, loss: str) -> None:
 def test_mistakes_are_named(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         _build(**arguments)
+
+
+def test_the_suite_is_built_with_its_source_and_keeps_its_own_gradients() -> None:
+    """An EOT or a surrogate inside would multiply its cost, and win over every surrogate of its sweep."""
+    section = AttackSection(name="suite", attack=Component(type="Standard"), source="other")
+    other = nn.Identity()
+    assert build_attack(section, {"other": other}, True) == Standard(Linf(0.0), transfer=(other,))
+    assert _build(type="Standard").gradient == Backprop()
+    with pytest.raises(ValueError, match="Standard has surrogates and EOT of its own"):
+        _build(type="Standard", eot=2)
+    with pytest.raises(ValueError, match="got ASSG"):
+        _build(type="Standard", gradient="ASSG")

@@ -31,7 +31,7 @@ def test_its_own_signal_alone_is_masked_and_the_true_weights_are_named(victim):
     assert report.verdict == "masked"
     assert "the true weights are not stronger" in report.reasons
     assert "learning rule" in report["the true weights are not stronger"].meaning
-    assert report["potentials lie within the surrogate's reach"].status in ("not run", "passed", "failed")
+    assert report["potentials lie within the surrogate's reach"].status == "passed"
 
 
 def test_the_true_weights_are_not(victim):
