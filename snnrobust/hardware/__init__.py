@@ -1,6 +1,7 @@
 """Imperfect hardware for any network: backends, and ``deploy`` to put a model on a chip."""
 
 from snnrobust.hardware.backend import BACKENDS, Array, Backend, Chain, effects
+from snnrobust.hardware.crossbar.backend import Crossbar
 from snnrobust.hardware.deploy import deploy, fleet
 from snnrobust.hardware.gaussian import GaussianNoise
 from snnrobust.hardware.operation import Operation
@@ -11,6 +12,7 @@ __all__ = [
     "Array",
     "Backend",
     "Chain",
+    "Crossbar",
     "GaussianNoise",
     "Operation",
     "deploy",

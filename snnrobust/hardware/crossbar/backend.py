@@ -108,13 +108,17 @@ class Crossbar(Backend):
         self.stuck_on = checks.number("stuck_on", stuck_on, 0.0, 1.0)
         self.stuck_off = checks.number("stuck_off", stuck_off, 0.0, 1.0)
         if self.stuck_on + self.stuck_off > 1:
-            raise ValueError(f"stuck_on + stuck_off must be at most 1, got {stuck_on:g} + {stuck_off:g}: shares of all cells")
+            raise ValueError(
+                f"stuck_on + stuck_off must be at most 1, got {stuck_on:g} + {stuck_off:g}: shares of all cells"
+            )
         self.dac_bits, self.adc_bits = _bits("dac_bits", dac_bits), _bits("adc_bits", adc_bits)
         if dac_range != "sample":
             hint = "or 'sample', the largest magnitude of each sample"
             dac_range = checks.number("dac_range", dac_range, 0.0, exclusive_low=True, hint=hint)
         self.dac_range: float | Literal["sample"] = dac_range
-        self.adc_range = checks.number("adc_range", adc_range, 0.0, 1.0, exclusive_low=True, hint="a share of full scale")
+        self.adc_range = checks.number(
+            "adc_range", adc_range, 0.0, 1.0, exclusive_low=True, hint="a share of full scale"
+        )
         checks.choice("output_gain", output_gain, ("none", "tile", "column"))
         self.output_gain = output_gain
         checks.choice("padding", padding, ("off", "open"))

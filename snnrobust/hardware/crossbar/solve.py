@@ -13,13 +13,16 @@ from torch import Tensor
 
 from snnrobust.hardware.crossbar import cache as disk
 from snnrobust.hardware.crossbar.nodal import Wires, effective_conductance
+from snnrobust.hardware.crossbar.tree import Plan
 
 __all__ = ["demand_memory", "demand_room", "seconds", "solve", "tile_bytes"]
 
 VERSION = 1
 """Of the solver's numbers: a change of them makes old files void."""
-CHUNK_BYTES = 1 << 27
-MOST_TILES = 128
+AT_A_TIME = 1 << 24
+"""Bytes of tiles that are solved together: more falls out of the processor's cache, which costs a third."""
+FILE_BYTES = 1 << 21
+"""Of the results of one file, which is one thread's piece of work."""
 WORTH_A_FILE = 1e8
 """Arithmetic operations; solving less is faster than reading a file."""
 LONG = 2.0
@@ -34,8 +37,7 @@ def work(rows: int, columns: int) -> float:
 
 def tile_bytes(rows: int, columns: int) -> int:
     """What solving one tile holds at its peak, about."""
-    short, long = sorted((rows, columns))
-    return 8 * (4 * long * short**2 + 8 * long * short)
+    return Plan.of(rows, columns).bytes(keep=False)
 
 
 def available_bytes() -> float:
@@ -130,7 +132,7 @@ _Chunk = tuple[Tensor, Wires, str, Tensor, Tensor]
 def _chunks(jobs: list[_Job]) -> Iterator[_Chunk]:
     for index, part, wires in jobs:
         _, m, n = part.shape
-        size = max(1, min(MOST_TILES, CHUNK_BYTES // tile_bytes(m, n)))
+        size = max(1, FILE_BYTES // (8 * m * n))
         first: dict[str, int] = {}  # digest to the first tile that has it
         alike = [first.setdefault(disk.digest(tile), k) for k, tile in enumerate(part.cpu())]
         place = {k: i for i, k in enumerate(first.values())}
@@ -151,7 +153,8 @@ def _run(jobs: list[_Job], out: Tensor, cache: bool, progress: bool) -> None:
         found = solved is not None
         if solved is None:
             with torch.no_grad():  # the mode is a thread's own
-                solved = effective_conductance(tiles, wires)
+                few = max(1, AT_A_TIME // tile_bytes(m, n))
+                solved = torch.cat([effective_conductance(part, wires) for part in tiles.split(few)])
             if kept:
                 disk.keep(name, solved)
         out[where.to(out.device), :m, :n] = solved.to(out.device)[which.to(out.device)]
