@@ -51,7 +51,8 @@ class ConvertedArray(CrossbarArray):
     Args:
         rows: Of a tile.
         adc_bits: b.
-        adc_range: Share of the largest possible partial sum, :math:`\max_{r, j} \sum_{i \in r} |W_{ij}|`, where the ADC saturates.
+        adc_range: Where the ADC saturates, as a share of the largest possible partial sum,
+            :math:`\max_{r, j} \sum_{i \in r} |W_{ij}|`.
         dac_range: As of :class:`~snnrobust.hardware.Crossbar`.
     """
 
@@ -74,7 +75,8 @@ class ConvertedArray(CrossbarArray):
         matrix = self.operation.matrix(weight)
         k = matrix.shape[-2]
         filled = F.pad(matrix, (0, 0, 0, -k % self.rows))
-        return filled.unflatten(-2, (-1, self.rows)).movedim(1, 0)
+        tiles: Tensor = filled.unflatten(-2, (-1, self.rows)).movedim(1, 0)
+        return tiles
 
     def product(self, x: Tensor, bias: Tensor | None, start: int) -> Tensor:
         tiles = self._tiles(self.weight)  # each time, since backends after this one may have changed the weight
@@ -86,7 +88,8 @@ class ConvertedArray(CrossbarArray):
         y = parts[0] if len(parts) == 1 else torch.cat(parts)
         if bias is not None:
             y = y + (bias.view(-1, *(1,) * len(self.operation.kernel)) if self.operation.kernel else bias)
-        return y.unflatten(0, x.shape[:2])
+        result: Tensor = y.unflatten(0, x.shape[:2])
+        return result
 
     def _chunk(self, x: Tensor) -> int:
         """Samples whose patches are built at a time."""

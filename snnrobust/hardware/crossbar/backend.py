@@ -29,11 +29,11 @@ class Crossbar(Backend):
     .. math:: G^\pm_{ij} = G_{min} + \max(\pm w_{ij}, 0) \, (G_{max} - G_{min}) / w_{max}, \qquad
         y_j = s \sum_i v_i \, g \, (\hat G^+_{ij} - \hat G^-_{ij}) + b_j, \quad s = w_{max} / (G_{max} - G_{min})
 
-    where :math:`w_{max}` is the largest magnitude of the layer, :math:`\hat G` the effective conductances of the tile after device
-    variation, stuck cells and IR drop (:func:`~snnrobust.hardware.crossbar.nodal.effective_conductance`), and g the output
-    gain. Devices are linear, so :math:`\hat G` does not depend on the input: it is solved once a chip, and a layer without ADC
-    is one product with one effective weight at every batch and time step. Positive and negative parts lie on two arrays
-    whose currents are subtracted before they are converted; biases are added digitally.
+    where :math:`w_{max}` is the largest magnitude of the layer, :math:`\hat G` the effective conductances of the tile after
+    device variation, stuck cells and IR drop (:func:`~snnrobust.hardware.crossbar.nodal.effective_conductance`), and g the
+    output gain. Devices are linear, so :math:`\hat G` does not depend on the input: it is solved once a chip, and a layer
+    without ADC is one product with one effective weight at every batch and time step. Positive and negative parts lie on
+    two arrays whose currents are subtracted before they are converted; biases are added digitally.
 
     Drawn: device variation and stuck cells, once for the ``chip``. Gradient with respect to the input: exact for the
     effective weight; through DAC and ADC straight-through, that of the clip, with their ranges held constant.
@@ -48,15 +48,15 @@ class Crossbar(Backend):
         distribution: Of the variation, ``"lognormal"`` or ``"gaussian"`` (clamped at zero); both keep the mean.
         stuck_on, stuck_off: Share of the cells that are stuck at ``r_on``, ``r_off``.
         dac_bits: Of the inputs, 2 to 16; None is an ideal driver.
-        dac_range: The input that stands for the full read voltage: ``"sample"``, the largest magnitude of each sample at each step,
-            or a number, beyond which a DAC saturates.
+        dac_range: The input that stands for the full read voltage: ``"sample"``, the largest magnitude of each sample at each
+            step, or a number, beyond which a DAC saturates.
         adc_bits: Of the partial sums of each tile, 2 to 16; None is an ideal one.
-        adc_range: Where the ADC saturates, as a share of the largest partial sum that inputs within their range can give in this layer;
-            :func:`~snnrobust.hardware.calibrate_adc` finds what is needed.
-        output_gain: ``"none"``; ``"tile"``: of each tile the gain that fits its effective weights to the programmed ones best in least
-            squares; ``"column"``: one for each column of each tile. It acts before the ADC.
-        padding: What the cells of a tile are that hold no weight: ``"off"``, devices at ``r_off`` (they vary and stick as the others, and
-            their rows are at 0 V), or ``"open"``, disconnected.
+        adc_range: Where the ADC saturates, as a share of the largest partial sum that inputs within their range can give in this
+            layer; :func:`~snnrobust.hardware.calibrate_adc` finds what is needed.
+        output_gain: ``"none"``; ``"tile"``: of each tile the gain that fits its effective weights to the programmed ones best in
+            least squares; ``"column"``: one for each column of each tile. It acts before the ADC.
+        padding: What the cells of a tile are that hold no weight: ``"off"``, devices at ``r_off`` (they vary and stick as the
+            others, and their rows are at 0 V), or ``"open"``, disconnected.
         ir_drop: False leaves out the wires.
         cache: Keep solved tiles on disk (:mod:`snnrobust.hardware.crossbar.cache`).
         progress: Show a bar where solving takes long and a terminal is there.
@@ -64,8 +64,8 @@ class Crossbar(Backend):
     The defaults of the resistances are round numbers, not those of a published device.
 
     Raises:
-        ValueError: ``r_on >= r_off``, a resistance that is not positive, shares outside of [0, 1], tiles larger than memory allows,
-            weights with NaN.
+        ValueError: ``r_on >= r_off``, a resistance that is not positive, shares outside of [0, 1], tiles larger than memory
+            allows, weights with NaN.
     """
 
     def __init__(
@@ -184,7 +184,8 @@ class Crossbar(Backend):
     def program(self, array: Array) -> Array:
         if type(array).product is not Array.product:
             raise TypeError(
-                f"Crossbar must stand before the backend that made a {type(array).__name__} of the layer: it programs plain weights"
+                f"Crossbar programs plain weights, and a backend before it has made a {type(array).__name__} of the layer: "
+                "put Crossbar first"
             )
         operation, programmed = array.operation, array.weight
         matrix = self.effective(operation.matrix(programmed))
@@ -213,7 +214,7 @@ class Crossbar(Backend):
 
 
 def least_squares_gain(real: Tensor, ideal: Tensor, output_gain: str) -> Tensor:
-    r""":math:`g = \langle \hat w, w \rangle / \langle \hat w, \hat w \rangle` over the cells of a tile, or of each of its columns.
+    r"""Output gains, :math:`g = \langle \hat w, w \rangle / \langle \hat w, \hat w \rangle`, of a tile or of each of its columns.
 
     What is closest to the ideal output for inputs that are white. Where :math:`\hat w` vanishes the gain is 1.
 

@@ -1,8 +1,8 @@
 """Solved tiles on disk, by content: the name of a file is a digest of all that its content depends on.
 
-The folder is ``$SNNROBUST_CACHE``, else ``$XDG_CACHE_HOME/snnrobust``, else ``~/.cache/snnrobust``; the files lie in ``tiles/`` and can be
-deleted at any time. Beyond ``$SNNROBUST_CACHE_GB`` gigabytes (default 2) those that were not used for longest are removed. A
-file that is damaged is as none. Nothing is a pickle.
+The folder is ``$SNNROBUST_CACHE``, else ``$XDG_CACHE_HOME/snnrobust``, else ``~/.cache/snnrobust``; the files lie in ``tiles/``
+and can be deleted at any time. Beyond ``$SNNROBUST_CACHE_GB`` gigabytes (default 2) those that were not used for longest are
+removed. A file that is damaged is as none. Nothing is a pickle.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ def fetch(name: str, shape: tuple[int, ...]) -> Tensor | None:
     path = folder() / f"{name}.safetensors"
     try:
         with safe_open(path, "pt") as file:
-            value = file.get_tensor("effective")
+            value: Tensor = file.get_tensor("effective")
             told = json.loads((file.metadata() or {}).get("snnrobust", "{}"))
         if value.shape == shape and value.dtype == torch.float64 and told == {"digest": digest(value)}:
             os.utime(path)  # used just now
@@ -78,10 +79,8 @@ def fetch(name: str, shape: tuple[int, ...]) -> Tensor | None:
         return None
     except (OSError, SafetensorError, ValueError):
         pass
-    try:
+    with suppress(OSError):  # not ours to delete: it will be computed each time
         path.unlink(missing_ok=True)
-    except OSError:  # not ours to delete: it will be computed each time
-        pass
     return None
 
 

@@ -31,6 +31,6 @@ def vary(g: Tensor, variation: float, distribution: str, z: Tensor) -> Tensor:
 
 
 def stick(g: Tensor, stuck_on: float, stuck_off: float, low: float, high: float, u: Tensor) -> Tensor:
-    """Cells with ``u < stuck_on`` are stuck at ``high``, those with ``u >= 1 - stuck_off`` at ``low``; ``u`` uniform in [0, 1)."""
+    """Cells where ``u < stuck_on`` are stuck at ``high``, those where ``u >= 1 - stuck_off`` at ``low``; u in [0, 1)."""
     g = torch.where(u < stuck_on, high, g)
     return torch.where(u >= 1 - stuck_off, low, g)

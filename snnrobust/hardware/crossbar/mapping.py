@@ -81,12 +81,14 @@ class Tiling:
         r, c = self.grid
         pad = (0, c * self.columns - self.outputs, 0, r * self.rows - self.inputs)
         whole = F.pad(matrix, pad, value=fill)
-        return whole.unflatten(-1, (c, self.columns)).unflatten(-3, (r, self.rows)).transpose(-3, -2)
+        tiles: Tensor = whole.unflatten(-1, (c, self.columns)).unflatten(-3, (r, self.rows)).transpose(-3, -2)
+        return tiles
 
     def join(self, tiles: Tensor) -> Tensor:
         """The inverse of :meth:`cut`; what is in the other cells is dropped."""
         whole = tiles.transpose(-3, -2).flatten(-2, -1).flatten(-3, -2)
-        return whole[..., : self.inputs, : self.outputs]
+        matrix: Tensor = whole[..., : self.inputs, : self.outputs]
+        return matrix
 
     def used(self, device: torch.device | None = None) -> Tensor:
         """Of each tile, how many rows and columns hold weights: int64 ``[R, C, 2]``."""

@@ -1,4 +1,4 @@
-"""Many tiles through the nodal solver: equal ones once, in chunks that fit the processor's caches, on all cores, and kept on disk."""
+"""Many tiles through the nodal solver: equal ones once, in chunks that suit the processor, on all cores, and kept on disk."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def demand_room(tiles: int, rows: int, columns: int) -> None:
     need, have = 4.0 * 8 * tiles * rows * columns, available_bytes()
     if need > 0.8 * have:
         raise ValueError(
-            f"rows, columns: {tiles} tiles of {rows} x {columns} take about {need / 1e9:.1f} GB, and {have / 1e9:.1f} GB are available: "
-            "use tiles that fit the layer (each group of a grouped convolution fills tiles of its own)"
+            f"rows, columns: {tiles} tiles of {rows} x {columns} take about {need / 1e9:.1f} GB, and {have / 1e9:.1f} GB are "
+            "available: use tiles that fit the layer (each group of a grouped convolution fills tiles of its own)"
         )
 
 
@@ -98,9 +98,8 @@ def solve(
     Args:
         tiles: Conductances, float64 ``[n, M, N]``.
         wires: Resistances.
-        used: int64 ``[n, 2]``: of tile k only the first ``used[k, 0]`` rows and ``used[k, 1]`` columns have cells. Cells beyond are
-            disconnected: their rows and columns carry no current of others, but for the segments of bit line between
-            the last used row and the sense.
+        used: int64 ``[n, 2]``: of tile k only the first ``used[k, 0]`` rows and ``used[k, 1]`` columns have cells. Those
+            beyond are disconnected: no current flows there, but for the bit lines between the last used row and the senses.
         cache: Keep what was solved on disk, and look there first.
         progress: Show a bar where it takes long.
 
