@@ -168,6 +168,8 @@ class Crossbar(Backend):
         """The effective weight of this chip for a weight matrix, float64 ``[groups, K, N]``."""
         tiling = self.tiling(matrix)
         g, scale = self.tiles(matrix)
+        if scale == 0:  # whatever the devices do, they stand for nothing
+            return torch.zeros_like(matrix, dtype=torch.float64)
         if self.ir_drop:
             flat, used = g.flatten(0, 3), None
             if self.padding == "open":
