@@ -20,6 +20,9 @@ STEPS = 200
 PRECISION = 1e-11
 """Largest difference of device currents from their law, relative to the largest current, with which a step is the last."""
 
+CLOSE = 1e-3
+"""Difference from which on steps are whole: there the method converges quadratically."""
+
 LARGEST = 50.0
 """Largest ``b`` times the span of the voltages."""
 
@@ -100,20 +103,28 @@ class _Currents(torch.autograd.Function):
 
 def _newton(G: Tensor, V: Tensor, wires: Conductors, b: float) -> tuple[Tensor, Tensor]:
     """Device voltages ``[P, M, N]`` and sense currents ``[P, N]`` of P problems."""
-    v, currents = Tree(G, wires, sources=True).solve(V, torch.zeros_like(G))
-    flowing = G * v  # through the devices, as the last solution of the wires has it
+
+    def solve(at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Voltages, device currents and sense currents of the wires and the tangents of the devices ``at`` voltages."""
+        slope = G * torch.cosh(b * at)
+        source = G * torch.sinh(b * at) / b - slope * at
+        v, currents = Tree(slope, wires, sources=True).solve(V, source)
+        return v, slope * v + source, currents
+
+    linear = solve(torch.zeros_like(G))[0]
+    v, flowing, currents = solve(torch.asinh(b * linear) / b)  # linear devices would have these currents there
+    whole = torch.ones(len(G), 1, 1, dtype=torch.bool, device=G.device)
     for _ in range(STEPS):
         wanted = G * torch.sinh(b * v) / b
-        slope = G * torch.cosh(b * v)
-        if bool(((wanted - flowing).abs().amax((1, 2)) <= PRECISION * wanted.abs().amax((1, 2))).all()):
+        largest = wanted.abs().amax((1, 2), keepdim=True)
+        wrong = (wanted - flowing).abs().amax((1, 2), keepdim=True)
+        if bool((whole & (wrong <= PRECISION * largest)).all()):
             return v, currents
-        source = wanted - slope * v
-        new_v, new_currents = Tree(slope, wires, sources=True).solve(V, source)
-        new_flowing = slope * new_v + source
-        t = _search(G, b, v, flowing, new_v - v, new_flowing - flowing)
-        v = v + t * (new_v - v)
-        flowing = flowing + t * (new_flowing - flowing)
-        currents = currents + t[:, :, 0] * (new_currents - currents)
+        new_v, new_flowing, currents = solve(v)
+        t = _search(G, b, v, flowing, new_v - v, new_flowing - flowing).masked_fill(wrong <= CLOSE * largest, 1.0)
+        whole = t == 1
+        v = torch.where(whole, new_v, v + t * (new_v - v))
+        flowing = torch.where(whole, new_flowing, flowing + t * (new_flowing - flowing))
     raise RuntimeError(f"Newton's method has not converged in {STEPS} steps: use a smaller b, or smaller voltages")
 
 
