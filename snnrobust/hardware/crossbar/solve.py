@@ -13,7 +13,7 @@ from torch import Tensor
 
 from snnrobust.hardware.crossbar import cache as disk
 from snnrobust.hardware.crossbar.nodal import Wires, effective_conductance
-from snnrobust.hardware.crossbar.tree import Plan
+from snnrobust.hardware.crossbar.nodal_tree import Plan
 
 __all__ = ["demand_memory", "demand_room", "seconds", "solve", "tile_bytes"]
 

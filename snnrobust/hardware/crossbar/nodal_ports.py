@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Join", "Ports", "Step", "innermost", "join", "lift", "split_form", "split_voltages", "zeros"]
+__all__ = ["Join", "Ports", "Step", "empty", "innermost", "join", "lift", "split_form", "split_voltages"]
 
 SMALL = 4
 """Interfaces up to this many nodes are eliminated node by node, with the batch innermost; larger ones by Cholesky."""
@@ -74,8 +74,8 @@ class Step(NamedTuple):
 
     Args:
         join: Of what.
-        response: ``[..., m, p]``, voltages of the interface's nodes for unit voltages of the ports; None if not kept.
-        impedance: ``[..., m, m]``, the same for unit currents into them, with the ports at zero; None if not kept.
+        response: ``[B, m, p]``, voltages of the interface's nodes for unit voltages of the ports; None if not kept.
+        impedance: ``[B, m, m]``, the same for unit currents into them, with the ports at zero; None if not kept.
     """
 
     join: Join
@@ -95,7 +95,7 @@ def join(
 
     Args:
         how: Which ports meet.
-        a: First blocks, ``[..., p, p]``.
+        a: First blocks, ``[B, p, p]``.
         c: Second blocks.
         keep: Keep the response, for the way down.
         sources: Keep the impedance too.
@@ -103,132 +103,128 @@ def join(
     """
     of_a, of_c = how.pieces
     p, m = sum(how.ports), of_a.interface.stop - of_a.interface.start
-    new, w = zeros(a, p, p), zeros(a, m, p)
+    w = empty(a, m, p)
     for block, piece in ((a, of_a), (c, of_c)):
         for source, target in piece.moved:
-            w[..., target] = block[..., piece.interface, source]
-            for other, place in piece.moved:
-                new[..., target, place] = block[..., source, other]
-    k = a[..., of_a.interface, of_a.interface] + c[..., of_c.interface, of_c.interface]
+            w[:, :, target] = block[:, piece.interface, source]
+    k = a[:, of_a.interface, of_a.interface] + c[:, of_c.interface, of_c.interface]
     k.diagonal(dim1=-2, dim2=-1).zero_()
-    lower = None
+    new = response = impedance = None
     if m > SMALL or sources:
-        s = torch.diag_embed(k.sum(-1) + w.sum(-1)) - k
+        s = torch.diag_embed(k.sum(-1) + w.sum(-1)).sub_(k)
         lower, failed = torch.linalg.cholesky_ex(s)
+        impedance = torch.cholesky_inverse(lower) if sources else None
         pivots = lower.diagonal(dim1=-2, dim2=-1).square() / s.diagonal(dim1=-2, dim2=-1)
-        precise = not failed.any() and bool((pivots > PIVOT).all())
-    impedance = torch.cholesky_inverse(lower) if sources and lower is not None else None
-    if m <= SMALL or lower is None or not precise:
-        return new, Step(how, _node_by_node(new, w, k, keep), impedance)
-    z = torch.linalg.solve_triangular(lower, w, upper=False)
-    if last:
-        left = how.ports.left
-        new[..., :left, left:] += z[..., :left].mT @ z[..., left:]
-    else:
-        new += z.mT @ z
-    return new, Step(how, torch.linalg.solve_triangular(lower.mT, z, upper=True) if keep else None, impedance)
+        if m > SMALL and not failed.any() and bool((pivots > PIVOT).all()):
+            z = torch.linalg.solve_triangular(lower, w, upper=False)
+            response = torch.linalg.solve_triangular(lower.mT, z, upper=True) if keep else None
+            if last:
+                new, left = a.new_zeros(len(a), p, p), how.ports.left
+                new[:, :left, left:] = z[:, :, :left].mT @ z[:, :, left:]
+            else:
+                new = z.mT @ z
+    if new is None:
+        new, response = _node_by_node(w, k, keep)
+    for block, piece in ((a, of_a), (c, of_c)):
+        for source, target in piece.moved:
+            for other, place in piece.moved:
+                new[:, target, place] += block[:, source, other]
+    return new, Step(how, response, impedance)
 
 
-def _node_by_node(new: Tensor, w: Tensor, k: Tensor, keep: bool) -> Tensor | None:
-    """Eliminate the interface from ``new`` ``[..., p, p]``; ``w`` ``[..., m, p]`` and ``k`` ``[..., m, m]`` are used up."""
+def _node_by_node(w: Tensor, k: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
+    """What ports gain by the nodes of the interface, and its response; ``w`` and ``k`` are used up."""
+    new = empty(w, w.shape[-1], w.shape[-1])
     shares = []
-    m = w.shape[-2]
+    m = w.shape[1]
     for i in range(m):
-        mine, rest = w[..., i, :], k[..., i, i + 1 :]
+        mine, rest = w[:, i], k[:, i, i + 1 :]
         total = (mine.sum(-1) + rest.sum(-1)).unsqueeze(-1)
         share, part = mine / total, rest / total
         shares.append((share, part))
-        new.addcmul_(mine.unsqueeze(-1), share.unsqueeze(-2))
-        w[..., i + 1 :, :].addcmul_(rest.unsqueeze(-1), share.unsqueeze(-2))
-        k[..., i + 1 :, i + 1 :].addcmul_(rest.unsqueeze(-1), part.unsqueeze(-2))
-        k.diagonal(dim1=-2, dim2=-1).zero_()
+        if i == 0:
+            torch.mul(mine.unsqueeze(-1), share.unsqueeze(-2), out=new)
+        else:
+            new.addcmul_(mine.unsqueeze(-1), share.unsqueeze(-2))
+        if i + 1 < m:
+            w[:, i + 1 :].addcmul_(rest.unsqueeze(-1), share.unsqueeze(-2))
+            k[:, i + 1 :, i + 1 :].addcmul_(rest.unsqueeze(-1), part.unsqueeze(-2))
+            k.diagonal(dim1=-2, dim2=-1).zero_()
     if not keep:
-        return None
+        return new, None
     for i in reversed(range(m)):  # w becomes the response
         share, part = shares[i]
-        w[..., i, :] = share
+        w[:, i] = share
         for j in range(i + 1, m):
-            w[..., i, :].addcmul_(part[..., j - i - 1].unsqueeze(-1), w[..., j, :])
-    return w
+            w[:, i].addcmul_(part[:, j - i - 1 : j - i], w[:, j])
+    return new, w
 
 
-def split_voltages(step: Step, v: Tensor, sources: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Voltages ``[..., p, K]`` at the ports of a join to those of its two blocks.
+def split_voltages(step: Step, v: Tensor, sources: Tensor | None, halves: tuple[Tensor, Tensor]) -> None:
+    """Voltages ``[B, p, K]`` at the ports of a join to those of its two blocks, ``halves``.
 
-    ``sources`` ``[..., m, K]``: currents that flow out of the interface's nodes into sources inside the blocks.
+    ``sources`` ``[B, m, K]``: currents that flow out of the interface's nodes into sources inside the blocks.
     """
     assert step.response is not None
     inner = _product(step.response, v)
     if sources is not None:
         assert step.impedance is not None
-        inner = inner - _product(step.impedance, sources)
-    halves = []
-    for piece, ports in zip(step.join.pieces, step.join[1:], strict=True):
-        half = zeros(v, sum(ports), v.shape[-1])
-        half[..., piece.interface, :] = inner
+        inner = inner - step.impedance @ sources
+    for piece, half in zip(step.join.pieces, halves, strict=True):
+        half[:, piece.interface] = inner
         for source, target in piece.moved:
-            half[..., source, :] = v[..., target, :]
-        halves.append(half)
-    return halves[0], halves[1]
+            half[:, source] = v[:, target]
 
 
-def lift(step: Step, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Short-circuit currents ``[..., p, K]`` of two blocks to those of their join, and those of the interface's nodes."""
-    assert step.response is not None
-    of_a, of_c = step.join.pieces
-    inner = a[..., of_a.interface, :] + c[..., of_c.interface, :]
-    new = _product(step.response.mT, inner)
-    for block, piece in ((a, of_a), (c, of_c)):
-        for source, target in piece.moved:
-            new[..., target, :] += block[..., source, :]
-    return new, inner
-
-
-def split_form(step: Step, x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""A symmetric form :math:`\sum_n v_n w_n^\top` ``[..., p, p]`` of port voltages to those of the two blocks."""
+def split_form(step: Step, x: Tensor, halves: tuple[Tensor, Tensor]) -> None:
+    r"""A symmetric form :math:`\sum_n v_n w_n^\top` ``[B, p, p]`` of port voltages to those of the two blocks."""
     assert step.response is not None
     mixed = _product(step.response, x)
     inner = _product(mixed, step.response.mT)
-    halves = []
-    for piece, ports in zip(step.join.pieces, step.join[1:], strict=True):
-        p, at = sum(ports), piece.interface
-        half = zeros(x, p, p)
-        half[..., at, at] = inner
+    for piece, half in zip(step.join.pieces, halves, strict=True):
+        at = piece.interface
+        half[:, at, at] = inner
         for source, target in piece.moved:
-            half[..., at, source] = mixed[..., target]
-            half[..., source, at] = mixed[..., target].mT
+            half[:, at, source] = mixed[:, :, target]
+            half[:, source, at] = mixed[:, :, target].mT
             for other, place in piece.moved:
-                half[..., source, other] = x[..., target, place]
-        halves.append(half)
-    return halves[0], halves[1]
+                half[:, source, other] = x[:, target, place]
+
+
+def lift(step: Step, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Short-circuit currents ``[B, p, K]`` of two blocks to those of their join, and those of the interface's nodes."""
+    assert step.response is not None
+    of_a, of_c = step.join.pieces
+    inner = a[:, of_a.interface] + c[:, of_c.interface]
+    new = _product(step.response.mT, inner)
+    for block, piece in ((a, of_a), (c, of_c)):
+        for source, target in piece.moved:
+            new[:, target] += block[:, source]
+    return new, inner
 
 
 def innermost(x: Tensor) -> Tensor:
-    """``[..., p, q]`` with the batch innermost in memory: best for small p and q."""
-    return x.movedim((-2, -1), (0, 1)).contiguous().movedim((0, 1), (-2, -1))
+    """``[B, p, q]`` with the batch innermost in memory: best for small p and q."""
+    return x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
-def zeros(like: Tensor, rows: int, columns: int) -> Tensor:
-    """Zeros ``[..., rows, columns]`` that lie in memory as ``like`` does, with the batch innermost or outermost."""
-    batch = like.shape[:-2]
-    if _is_innermost(like):
-        return like.new_zeros(rows, columns, *batch).movedim((0, 1), (-2, -1))
-    return like.new_zeros(*batch, rows, columns)
-
-
-def _is_innermost(x: Tensor) -> bool:
-    return min(x.stride(-1), x.stride(-2)) > 1
+def empty(like: Tensor, rows: int, columns: int) -> Tensor:
+    """``[B, rows, columns]`` that lies in memory as ``like`` does, with the batch innermost or outermost."""
+    if like.stride(0) == 1:
+        return like.new_empty(rows, columns, len(like)).permute(2, 0, 1)
+    return like.new_empty(len(like), rows, columns)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b``; term by term where matrices are small and the batch is innermost."""
-    if not (_is_innermost(a) and _is_innermost(b)):
+    if a.stride(0) != 1 or b.stride(0) != 1:
         return a @ b
-    out = zeros(a, a.shape[-2], b.shape[-1])
-    if a.shape[-1] <= a.shape[-2]:
-        for k in range(a.shape[-1]):
-            out.addcmul_(a[..., :, k, None], b[..., k, None, :])
+    out = empty(a, a.shape[1], b.shape[2])
+    if a.shape[2] <= a.shape[1]:
+        torch.mul(a[:, :, 0, None], b[:, 0, None, :], out=out)
+        for k in range(1, a.shape[2]):
+            out.addcmul_(a[:, :, k, None], b[:, k, None, :])
     else:
-        for i in range(a.shape[-2]):
-            out[..., i, :] = (a[..., i, :, None] * b).sum(-2)
+        for i in range(a.shape[1]):
+            torch.sum(a[:, i, :, None] * b, 1, out=out[:, i])
     return out

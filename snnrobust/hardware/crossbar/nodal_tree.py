@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snnrobust.hardware.crossbar.ports import (
+from snnrobust.hardware.crossbar.nodal_ports import (
     SMALL,
     Join,
     Ports,
@@ -18,7 +18,6 @@ from snnrobust.hardware.crossbar.ports import (
     lift,
     split_form,
     split_voltages,
-    zeros,
 )
 
 __all__ = ["Conductors", "Plan", "Tree"]
@@ -65,6 +64,14 @@ class Plan(NamedTuple):
         i, j = self.doublings
         return Ports(1 << j, 1 << i, 1 << j, 1 << i)
 
+    @property
+    def order(self) -> tuple[list[int], list[int]]:
+        """``[rows, columns]`` as ``[blocks, 2, 2, ..., blocks, 2, 2, ...]``, and these axes with the first join's outermost."""
+        (a, b), (i, j) = self.grid, self.doublings
+        rows, columns = list(range(i, 0, -1)), list(range(i + 1 + j, i + 1, -1))  # axes, lowest bit first
+        order = [(columns if each.across else rows).pop(0) for each in self.doubled()]
+        return [a, *[2] * i, b, *[2] * j], [*order, 0, i + 1]
+
     def doubled(self) -> Iterator[Join]:
         """The doublings: always of the shorter side, while there are."""
         i = j = 0
@@ -101,6 +108,11 @@ class Plan(NamedTuple):
         height, width = (box.bottom - box.top) * self.block.left, (box.right - box.left) * self.block.top
         return Ports(width if box.top else 0, height, width, height if box.right < self.grid[1] else 0)
 
+    def inside(self, box: Box) -> slice:
+        """Which of a block's ports are wires that go on."""
+        stop = sum(self.block) - (0 if box.right < self.grid[1] else self.block.right)
+        return slice(0 if box.top else self.block.top, stop)
+
     def bytes(self, keep: bool) -> int:
         """Estimate of what a tile needs at most at a time, float64."""
         rows, columns = self.padded
@@ -127,28 +139,49 @@ def _side(n: int) -> tuple[int, int]:
 class Cells:
     """Single cells: a device from a word-line node u to a bit-line node b, each with half a segment on either side.
 
-    Rows are padded on top and columns on the right, with open cells, which changes nothing.
+    Rows are padded on top and columns on the right, with open cells, which changes nothing. Here cells are in the order of
+    their joins: the first joins the first half of all cells with the second half, and so on; tiles come last.
     """
 
-    def __init__(self, G: Tensor, wires: Conductors, padded: tuple[int, int]) -> None:
-        rows, columns = padded
-        self.extra = rows - G.shape[-2]
-        self.kept = G.shape[-1]
-        g = torch.nn.functional.pad(G, (0, columns - self.kept, self.extra, 0))
-        left, right = g.new_full((columns,), 2 * wires.row), g.new_full((columns,), 2 * wires.row)
+    def __init__(self, G: Tensor, wires: Conductors, plan: Plan) -> None:
+        self.plan, self.tiles = plan, len(G)
+        rows, columns = plan.padded
+        self.extra, self.used = rows - G.shape[1], G.shape[2]
+        left, right = G.new_full((columns,), 2 * wires.row), G.new_full((columns,), 2 * wires.row)
         left[0], right[-1] = wires.driver, 0.0
-        top, bottom = g.new_full((rows, 1), 2 * wires.column), g.new_full((rows, 1), 2 * wires.column)
+        top, bottom = G.new_full((rows, 1), 2 * wires.column), G.new_full((rows, 1), 2 * wires.column)
         top[0], bottom[-1] = 0.0, wires.sense
-        self.g, self.left, self.right, self.top, self.bottom = g, left, right, top, bottom
-        self.word, self.bit = left + right, top + bottom
-        self.determinant = self.word * self.bit + g * (self.word + self.bit)
+        self.left, self.right, self.top, self.bottom = (
+            self._ordered(x.expand(1, rows, columns)) for x in (left, right, top, bottom)
+        )
+        self.g = self.ordered(G)
+        self.word, self.bit = self.left + self.right, self.top + self.bottom
+        self.determinant = self.word * self.bit + self.g * (self.word + self.bit)
+
+    def ordered(self, x: Tensor) -> Tensor:
+        """``[B, M, N]`` to ``[cells, B]``."""
+        columns = self.plan.padded[1]
+        return self._ordered(torch.nn.functional.pad(x, (0, columns - self.used, self.extra, 0)))
+
+    def _ordered(self, x: Tensor) -> Tensor:
+        shape, order = self.plan.order
+        return x.reshape(len(x), *shape).permute(*(1 + i for i in order), 0).reshape(-1, len(x))
+
+    def tile(self, x: Tensor) -> Tensor:
+        """``[cells, B]`` to ``[B, M, N]``."""
+        shape, order = self.plan.order
+        rows, columns = self.plan.padded
+        back = [0] * len(order)
+        for place, axis in enumerate(order):
+            back[axis] = place
+        x = x.reshape(*(shape[i] for i in order), -1).permute(-1, *back).reshape(-1, rows, columns)
+        return x[:, self.extra :, : self.used]
 
     def conductances(self) -> Tensor:
-        """Between top, left, bottom and right, ``[B, rows, columns, 4, 4]``, the batch innermost in memory."""
+        """Between top, left, bottom and right, ``[cells * B, 4, 4]``, the batch innermost in memory."""
         g, d = self.g, self.determinant
-        a, c = (self.word + g) / d, (self.bit + g) / d
-        gd = g / d
-        cells = zeros(_batch_last(g), 4, 4)
+        a, c, gd = (self.word + g) / d, (self.bit + g) / d, g / d
+        out = g.new_zeros(4, 4, *g.shape)
         for i, j, value in (
             (0, 1, self.top * self.left * gd),
             (0, 2, self.top * self.bottom * a),
@@ -157,31 +190,17 @@ class Cells:
             (1, 3, self.left * self.right * c),
             (2, 3, self.bottom * self.right * gd),
         ):
-            cells[..., i, j] = value
-            cells[..., j, i] = value
-        return cells
+            out[i, j] = value
+            out[j, i] = value
+        return out.flatten(2).permute(2, 0, 1)
 
     def drops(self) -> Tensor:
-        """Voltage of a device for unit voltages of the four ports, ``[B, rows, columns, 4]``; as much is its current's share."""
-        d = self.determinant
-        out = zeros(_batch_last(d), 4, 1)[..., 0]
-        for i, value in enumerate(
-            (
-                -self.word * self.top / d,
-                self.bit * self.left / d,
-                -self.word * self.bottom / d,
-                self.bit * self.right / d,
-            )
-        ):
-            out[..., i] = value
-        return out
-
-    def crop(self, x: Tensor) -> Tensor:
-        return x[..., self.extra :, : self.kept]
-
-
-def _batch_last(x: Tensor) -> Tensor:
-    return innermost(x[..., None, None])
+        """Device voltage for unit voltages of the ports, ``[cells * B, 4, 1]``: also how its current parts among them."""
+        w, b = self.word, self.bit
+        out = torch.stack(
+            [x / self.determinant for x in (-w * self.top, b * self.left, -w * self.bottom, b * self.right)]
+        )
+        return out.flatten(1)[:, None].permute(2, 0, 1)
 
 
 class Tree:
@@ -197,7 +216,7 @@ class Tree:
     def __init__(self, G: Tensor, wires: Conductors, *, keep: bool = False, sources: bool = False) -> None:
         self.rows, self.columns = G.shape[-2:]
         self.plan = Plan.of(self.rows, self.columns)
-        self.cells = Cells(G, wires, self.plan.padded)
+        self.cells = Cells(G, wires, self.plan)
         self.steps: list[Step] = []
         total = sum(1 for _ in self.plan.doubled()) + len(self.plan.gathered())
 
@@ -211,8 +230,7 @@ class Tree:
 
     def transfer(self) -> Tensor:
         """Conductance from every driver to every sense, ``[B, M, N]``."""
-        rows = self.plan.padded[0]
-        return self.top[:, self.cells.extra : rows, rows : rows + self.columns]
+        return self._corner(self.top)
 
     def form(self, x: Tensor) -> Tensor:
         r"""What devices see of pairs of excitations, ``[B, M, N]`` to ``[B, M, N]``.
@@ -221,18 +239,19 @@ class Tree:
 
         where 1 V at driver k makes the device voltages :math:`\Delta v^k`, and 1 V at sense l makes :math:`\Delta w^l`.
         """
-        rows, columns = self.plan.padded
-        top = x.new_zeros(len(x), rows + columns, rows + columns)
-        top[:, self.cells.extra : rows, rows : rows + self.columns] = x / 2
-        top = top + top.mT
+        p = sum(self.plan.padded)
+        top = x.new_zeros(len(x), p, p)
+        self._corner(top).copy_(x / 2)
         drops = self.cells.drops()
-        cells = self._down(top, lambda at, step, y: split_form(step, y), square=True)
-        return self.cells.crop(((cells * drops.unsqueeze(-2)).sum(-1) * drops).sum(-1))
+        cells = self._down(top + top.mT, lambda at, y, halves: split_form(self.steps[at], y, halves), square=True)
+        return self._tile(((cells * drops.mT).sum(2) * drops[:, :, 0]).sum(1))
 
     def voltages(self, drive: Tensor, sense: Tensor) -> Tensor:
-        """Device voltages ``[B, M, N, K]`` for driver voltages ``[B, M, K]`` and sense voltages ``[B, N, K]``."""
-        cells = self._down(self._column(drive, sense), lambda at, step, y: split_voltages(step, y), square=False)
-        return self.cells.crop((cells * self.cells.drops().unsqueeze(-1)).sum(-2).movedim(-1, 1)).movedim(1, -1)
+        """Device voltages ``[B, K, M, N]`` for driver voltages ``[B, M, K]`` and sense voltages ``[B, N, K]``."""
+        column = self._column(drive, sense)
+        cells = self._down(column, lambda at, y, halves: split_voltages(self.steps[at], y, None, halves), square=False)
+        seen = (cells * self.cells.drops()).sum(1)
+        return torch.stack([self._tile(seen[:, k]) for k in range(seen.shape[1])], 1)
 
     def solve(self, drive: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
         """Device voltages and sense currents where a current source is parallel to every device.
@@ -244,9 +263,7 @@ class Tree:
         Returns:
             ``[B, M, N]`` volts and ``[B, N]`` amperes.
         """
-        extra, (rows, columns) = self.cells.extra, self.plan.padded
-        j = torch.nn.functional.pad(sources, (0, columns - self.columns, extra, 0))
-        drops = self.cells.drops()
+        j, drops = self.cells.ordered(sources), self.cells.drops()
         inner: list[Tensor] = []
 
         def up(at: int, how: Join, a: Tensor, c: Tensor) -> Tensor:
@@ -254,12 +271,24 @@ class Tree:
             inner.append(nodes)
             return new
 
-        top = self._up((drops * j.unsqueeze(-1)).unsqueeze(-1), up)[..., 0]
-        v = self._column(drive.unsqueeze(-1), drive.new_zeros(len(drive), self.columns, 1))
-        cells = self._down(v, lambda at, step, y: split_voltages(step, y, inner[at]), square=False)[..., 0]
-        volts = (cells * drops).sum(-1) - (self.cells.word + self.cells.bit) / self.cells.determinant * j
-        currents = (self.transfer().mT @ drive.unsqueeze(-1))[..., 0] - top[:, rows : rows + self.columns]
-        return self.cells.crop(volts), currents
+        def down(at: int, v: Tensor, halves: tuple[Tensor, Tensor]) -> None:
+            split_voltages(self.steps[at], v, inner[at], halves)
+
+        top = self._up(drops * j.reshape(-1, 1, 1), up)[:, :, 0]
+        column = self._column(drive.unsqueeze(-1), drive.new_zeros(len(drive), self.columns, 1))
+        cells = self._down(column, down, square=False)
+        own = (self.cells.word + self.cells.bit) / self.cells.determinant * j
+        volts = (cells * drops).sum((1, 2)) - own.flatten()
+        rows = self.plan.padded[0]
+        currents = (self.transfer().mT @ drive.unsqueeze(-1))[:, :, 0] - top[:, rows : rows + self.columns]
+        return self._tile(volts), currents
+
+    def _corner(self, top: Tensor) -> Tensor:
+        rows = self.plan.padded[0]
+        return top[:, self.cells.extra : rows, rows : rows + self.columns]
+
+    def _tile(self, x: Tensor) -> Tensor:
+        return self.cells.tile(x.reshape(-1, self.cells.tiles))
 
     def _column(self, drive: Tensor, sense: Tensor) -> Tensor:
         rows, columns = self.plan.padded
@@ -269,21 +298,21 @@ class Tree:
         return column
 
     def _up(self, x: Tensor, up: Callable[[int, Join, Tensor, Tensor], Tensor]) -> Tensor:
-        """From cells ``[B, rows, columns, 4, *]`` to the ports of the tile ``[B, rows + columns, *]``."""
+        """From cells ``[cells * B, 4, *]`` to the ports of the tiles ``[B, rows + columns, *]``."""
         at = 0
         for how in self.plan.doubled():
-            a, c = (x[:, :, 0::2], x[:, :, 1::2]) if how.across else (x[:, 0::2], x[:, 1::2])
-            x = up(at, how, a, c)
+            half = len(x) // 2
+            x = up(at, how, x[:half], x[half:])
             at += 1
             if _large(how):
                 x = x.contiguous()
+        x = x.reshape(*self.plan.grid, self.cells.tiles, *x.shape[1:])
+        square = x.shape[-1] == x.shape[-2]
         parts = {}
         for box in self.plan.boxes():
-            part = x[:, box.top, box.left]
-            lead, keep = self.plan.block.top if box.top == 0 else 0, sum(self.plan.block)
-            keep -= self.plan.block.right if box.right == self.plan.grid[1] else 0
-            part = part[:, lead:keep]
-            parts[box] = part[..., lead:keep] if x.shape[-1] == x.shape[-2] else part
+            ports = self.plan.inside(box)
+            part = x[box.top, box.left, :, ports]
+            parts[box] = part[:, :, ports] if square else part
         for how, box, first, second in self.plan.gathered():
             parts[box] = up(at, how, parts.pop(first), parts.pop(second))
             at += 1
@@ -291,29 +320,37 @@ class Tree:
         return top
 
     def _down(
-        self, top: Tensor, split: Callable[[int, Step, Tensor], tuple[Tensor, Tensor]], *, square: bool
+        self, top: Tensor, split: Callable[[int, Tensor, tuple[Tensor, Tensor]], None], *, square: bool
     ) -> Tensor:
-        """The way back: from the ports of the tile to cells ``[B, rows, columns, 4, *]``."""
-        at = len(self.steps)
-        (a, b), p = self.plan.grid, sum(self.plan.block)
+        """The way back: from the ports of the tiles to cells ``[cells * B, 4, *]``."""
+        at, tiles, (a, b) = len(self.steps), len(top), self.plan.grid
+        width = (lambda p: p) if square else (lambda p: top.shape[-1])
         parts = {Box(0, a, 0, b): top}
-        for _, box, first, second in reversed(self.plan.gathered()):
+        for how, box, first, second in reversed(self.plan.gathered()):
             at -= 1
-            parts[first], parts[second] = split(at, self.steps[at], parts.pop(box))
-        x = top.new_zeros(len(top), a, b, p, p if square else top.shape[-1])
+            halves = [top.new_empty(tiles, sum(p), width(sum(p))) for p in (how.first, how.second)]
+            split(at, parts.pop(box), (halves[0], halves[1]))
+            parts[first], parts[second] = halves
+        p = sum(self.plan.block)
+        x = top.new_zeros(a, b, tiles, p, width(p))
         for box, part in parts.items():
-            lead = self.plan.block.top if box.top == 0 else 0
-            block = x[:, box.top, box.left, lead : lead + part.shape[1]]
-            block[..., lead : lead + part.shape[1]] = part if square else 0
-            if not square:
-                block.copy_(part)
+            ports = self.plan.inside(box)
+            x[box.top, box.left, :, ports, ports if square else slice(None)] = part
+        x = x.flatten(0, 2)
         for how in reversed(list(self.plan.doubled())):
             at -= 1
             x = x if _large(how) else innermost(x)
-            a_, c_ = split(at, self.steps[at], x)
-            axis = 2 if how.across else 1
-            x = torch.stack((a_, c_), axis + 1).flatten(axis, axis + 1)
+            p, half = sum(how.first), len(x)
+            y = _twice(x, p, width(p))
+            split(at, x, (y[:half], y[half:]))
+            x = y
         return x
+
+
+def _twice(like: Tensor, rows: int, columns: int) -> Tensor:
+    if like.stride(0) == 1:
+        return like.new_empty(rows, columns, 2 * len(like)).permute(2, 0, 1)
+    return like.new_empty(2 * len(like), rows, columns)
 
 
 def _large(how: Join) -> bool:
