@@ -1,6 +1,7 @@
 """Imperfect hardware for any network: backends, and ``deploy`` to put a model on a chip."""
 
 from snnrobust.hardware.backend import BACKENDS, Array, Backend, Chain, effects
+from snnrobust.hardware.calibration import calibrate_adc, recalibrate
 from snnrobust.hardware.crossbar.backend import Crossbar
 from snnrobust.hardware.deploy import deploy, fleet
 from snnrobust.hardware.gaussian import GaussianNoise
@@ -10,6 +11,6 @@ from snnrobust.hardware.storage import load, save
 from snnrobust.hardware.training import on_chips
 
 __all__ = [
-    "BACKENDS", "Array", "Backend", "Chain", "Crossbar", "GaussianNoise", "Operation", "deploy", "effects", "fleet", "load",
-    "on_chips", "save", "signal_to_noise",
+    "BACKENDS", "Array", "Backend", "Chain", "Crossbar", "GaussianNoise", "Operation", "calibrate_adc", "deploy", "effects",
+    "fleet", "load", "on_chips", "recalibrate", "save", "signal_to_noise",
 ]  # fmt: skip

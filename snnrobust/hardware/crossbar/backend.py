@@ -191,7 +191,7 @@ class Crossbar(Backend):
             )
         operation, programmed = array.operation, array.weight
         matrix = self.effective(operation.matrix(programmed))
-        weight = operation.unmatrix(matrix, programmed.shape).to(programmed.dtype)
+        weight = operation.unmatrix(matrix, programmed.shape).to(programmed.dtype).contiguous()
         if self.adc_bits is None:
             return CrossbarArray(weight, programmed, operation)
         return ConvertedArray(

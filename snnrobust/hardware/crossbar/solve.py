@@ -19,7 +19,7 @@ __all__ = ["demand_memory", "demand_room", "seconds", "solve", "tile_bytes"]
 
 VERSION = 1
 """Of the solver's numbers: a change of them makes old files void."""
-AT_A_TIME = 1 << 24
+AT_A_TIME = 3 << 23
 """Bytes of tiles that are solved together: more falls out of the processor's cache, which costs a third."""
 FILE_BYTES = 1 << 21
 """Of the results of one file, which is one thread's piece of work."""
