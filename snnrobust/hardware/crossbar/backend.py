@@ -18,7 +18,7 @@ from snnrobust.hardware.crossbar.mapping import Tiling, conductances, weights
 from snnrobust.hardware.crossbar.nodal import Wires
 from snnrobust.hardware.crossbar.solve import demand_memory, demand_room, solve
 
-__all__ = ["Crossbar"]
+__all__ = ["Crossbar", "least_squares_gain"]
 
 MOST_BITS = 16
 
@@ -184,6 +184,8 @@ class Crossbar(Backend):
         return tiling.join(real)
 
     def program(self, array: Array) -> Array:
+        if isinstance(array, CrossbarArray):
+            raise TypeError("the layer is on a crossbar already: a Chain takes one Crossbar")
         if type(array).product is not Array.product:
             raise TypeError(
                 f"Crossbar programs plain weights, and a backend before it has made a {type(array).__name__} of the layer: "

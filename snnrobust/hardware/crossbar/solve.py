@@ -23,16 +23,16 @@ AT_A_TIME = 3 << 23
 """Bytes of tiles that are solved together: more falls out of the processor's cache, which costs a third."""
 FILE_BYTES = 1 << 21
 """Of the results of one file, which is one thread's piece of work."""
-WORTH_A_FILE = 1e8
-"""Arithmetic operations; solving less is faster than reading a file."""
+WORTH_A_FILE = 2e6
+"""Of :func:`work`, eight tiles of 64 x 64: solving less is about as fast as reading a file."""
 LONG = 2.0
 """Seconds after which there is a progress bar."""
 
 
 def work(rows: int, columns: int) -> float:
-    """Arithmetic operations of a tile, up to a factor."""
+    """Of solving a tile, up to a factor: the cube of the side of a square one."""
     short, long = sorted((rows, columns))
-    return float(long) * short**3
+    return float(long) * short**2
 
 
 def tile_bytes(rows: int, columns: int) -> int:
@@ -73,16 +73,20 @@ def demand_room(tiles: int, rows: int, columns: int) -> None:
 
 
 def seconds(tiles: int, rows: int, columns: int, wires: Wires) -> float:
-    """About how long ``tiles`` tiles take: two small ones are solved, and the work scaled."""
-    m, n = min(rows, 48), min(columns, 48)
-    probe = torch.full((2, m, n), 1e-5, dtype=torch.float64)
-    times = []
-    for _ in range(2):
-        began = time.perf_counter()
-        with torch.no_grad():
-            effective_conductance(probe, wires)
-        times.append(time.perf_counter() - began)
-    return min(times) / 2 * tiles * work(rows, columns) / work(m, n) / max(1, torch.get_num_threads())
+    """About how long ``tiles`` tiles take: a few of at most 64 x 64 are solved, and the work scaled."""
+    m, n = min(rows, 64), min(columns, 64)
+    few = max(1, min(tiles, AT_A_TIME // tile_bytes(m, n), 64))
+    probe, times, threads = torch.full((few, m, n), 1e-5, dtype=torch.float64), [], torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        for _ in range(2):
+            began = time.perf_counter()
+            with torch.no_grad():
+                effective_conductance(probe, wires)
+            times.append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return min(times) / few * tiles * work(rows, columns) / work(m, n) / threads
 
 
 def solve(
