@@ -3,7 +3,10 @@
 from snnrobust.hardware.backend import BACKENDS, Array, Backend, Chain, effects
 from snnrobust.hardware.deploy import deploy, fleet
 from snnrobust.hardware.gaussian import GaussianNoise
+from snnrobust.hardware.lookup import LookupTable
 from snnrobust.hardware.operation import Operation
+from snnrobust.hardware.pcm import PCM
+from snnrobust.hardware.rram import RRAM
 from snnrobust.hardware.training import on_chips
 
 __all__ = [
@@ -12,7 +15,10 @@ __all__ = [
     "Backend",
     "Chain",
     "GaussianNoise",
+    "LookupTable",
     "Operation",
+    "PCM",
+    "RRAM",
     "deploy",
     "effects",
     "fleet",

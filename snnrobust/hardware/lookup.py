@@ -127,8 +127,8 @@ class LookupArray(Array):
             place = torch.where(signed & (i == self.input_bits - 1), -(2.0**i), 2.0**i) * used
             whole = whole + place.double().view(-1, 1, 1, 1) * self._of_slice(bit, i, key, ids, time, start)
         scale = (step.double() * self.step).view(-1, 1, 1, 1)
-        y = self.operation.assemble((whole * scale).to(x.dtype), x)
-        return y.unflatten(0, time)
+        y: Tensor = self.operation.assemble((whole * scale).to(x.dtype), x).unflatten(0, time)
+        return y
 
     def _of_slice(self, bit: Tensor, i: int, key: Tensor, ids: Tensor, time: torch.Size, start: int) -> Tensor:
         """One bit of the inputs with all bits of the weights, float64 ``[N, groups, L, out / groups]``."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from snnrobust import checks
-from snnrobust.hardware.backend import Array, Backend, Drawn
+from snnrobust.hardware.backend import Array, Backend, Drawn, Gradient
 from snnrobust.hardware.duration import seconds
 from snnrobust.hardware.pairs import to_pair, weight_unit
 from snnrobust.hardware.read_noise import NoisyArray, plain
@@ -122,6 +122,8 @@ class PCM(Backend):
     Nandakumar et al. 2019, "Phase-change memory models for deep learning training and inference". Constants as in aihwkit 1.2.
     """
 
+    gradient: ClassVar[Gradient] = "exact"
+
     def __init__(
         self,
         time: float | str = 0.0,
@@ -140,6 +142,10 @@ class PCM(Backend):
         self.programming_noise = checks.boolean("programming_noise", programming_noise)
         self.drift = checks.boolean("drift", drift)
         self.drawn: Drawn = checks.choice("drawn", drawn, get_args(Drawn))  # type: ignore[assignment]
+
+    @property
+    def stochastic(self) -> bool:
+        return self.read_noise and self.drawn != "chip"
 
     def program(self, array: Array) -> Array:
         weight, g_max, t = plain(array, self).weight, self.g_max, self._seconds

@@ -5,13 +5,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from math import log, log10
-from typing import get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from snnrobust import checks
-from snnrobust.hardware.backend import Array, Backend, Drawn
+from snnrobust.hardware.backend import Array, Backend, Drawn, Gradient
 from snnrobust.hardware.duration import seconds
 from snnrobust.hardware.pairs import to_pair, weight_unit
 from snnrobust.hardware.read_noise import NoisyArray, plain
@@ -102,6 +102,8 @@ class RRAM(Backend):
     Source: data of Wan et al. 2022, "A compute-in-memory chip based on resistive random-access memory", as fitted by aihwkit.
     """
 
+    gradient: ClassVar[Gradient] = "exact"
+
     def __init__(
         self,
         time: float | str = 1.0,
@@ -129,6 +131,10 @@ class RRAM(Backend):
             self._points = _checked(coefficients)
         if variation == "wan2022":
             polynomial_sigma(torch.zeros(1), self._seconds, self.g_max, self._points)
+
+    @property
+    def stochastic(self) -> bool:
+        return self.read_noise > 0 and self.drawn != "chip"
 
     def program(self, array: Array) -> Array:
         weight, g_max = plain(array, self).weight, self.g_max
