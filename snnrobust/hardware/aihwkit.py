@@ -63,4 +63,6 @@ def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"to_aihwkit needs aihwkit (pip install aihwkit), and {name} cannot be imported: {error}") from error
+        raise ImportError(
+            f"to_aihwkit needs aihwkit (pip install aihwkit), and {name} cannot be imported: {error}"
+        ) from error

@@ -15,7 +15,7 @@ from snnrobust.hardware.backend import Array, Backend, Drawn, Gradient
 from snnrobust.hardware.bits import StoredWeights, bit_values, store
 from snnrobust.hardware.operation import Operation
 from snnrobust.hardware.read_noise import plain
-from snnrobust.hardware.tables import checked_table, code_values, read_table, synthetic_table
+from snnrobust.hardware.tables import alias_table, checked_table, code_values, read_table, synthetic_table
 
 __all__ = ["LookupArray", "LookupTable", "input_codes"]
 
@@ -39,7 +39,8 @@ def input_codes(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Raises:
         ValueError: NaN or infinity; negative values in one bit.
     """
-    flat = x.detach().flatten(1)
+    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    flat = x.flatten(1)
     largest = flat.abs().amax(1)
     if not torch.isfinite(largest).all():
         raise ValueError("x contains NaN or infinity, which has no code")
@@ -51,7 +52,7 @@ def input_codes(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     step = largest / top
     shape = (-1, *(1,) * (x.dim() - 1))
     safe, limit = torch.where(step > 0, step, 1.0).view(shape), top.view(shape)
-    codes = (x.detach() / safe).round().clamp(-limit, limit).to(torch.int32)
+    codes = (x / safe).round().clamp(-limit, limit).to(torch.int32)
     return codes, step, signed, single
 
 
@@ -69,11 +70,19 @@ class LookupArray(Array):
     table: Tensor
     values: Tensor
     slices: Tensor
-    bounds: Tensor
+    threshold: Tensor
+    alias: Tensor
+    direct: Tensor
     step: Tensor
 
     def __init__(
-        self, stored: StoredWeights, weight: Tensor, operation: Operation, table: Tensor, values: Tensor, input_bits: int
+        self,
+        stored: StoredWeights,
+        weight: Tensor,
+        operation: Operation,
+        table: Tensor,
+        values: Tensor,
+        input_bits: int,
     ) -> None:
         super().__init__(stored.values(weight.dtype), operation)
         rows = table.shape[0] - 1
@@ -81,15 +90,14 @@ class LookupArray(Array):
         words = operation.matrix(stored.words)  # [groups, K, out / groups]
         words = F.pad(words, (0, 0, 0, -words.shape[1] % rows)).unflatten(1, (-1, rows))
         bits = torch.stack([(words >> j) & 1 for j in range(stored.bits)])
-        self.register_buffer("slices", bits.to(weight.dtype))  # [bits, groups, tiles, rows, out / groups]
+        self.register_buffer("slices", bits.float())  # [bits, groups, tiles, rows, out / groups]
         self.register_buffer("step", stored.step)
         self.register_buffer("table", table.to(weight.device))
-        self.register_buffer("values", values.to(weight.device, weight.dtype))
-        # one ascending list for all rows: p + P(code <= c | p), so that p + u finds its code in one search
-        cumulative = self.table.cumsum(1)
-        cumulative[:, -1] = 1.0
-        first = torch.arange(rows + 1, device=weight.device)[:, None]
-        self.register_buffer("bounds", (first + cumulative.clamp(max=1.0)).flatten())
+        self.register_buffer("values", values.to(weight.device, torch.promote_types(weight.dtype, torch.float32)))
+        threshold, alias = alias_table(table)
+        self.register_buffer("threshold", threshold.flatten().to(weight.device, torch.float32))
+        self.register_buffer("alias", self.values[alias.to(weight.device)].flatten())
+        self.register_buffer("direct", self.values.repeat(rows + 1))
         self.random = bool(((self.table > 0) & (self.table < 1)).any())
 
     @property
@@ -123,7 +131,7 @@ class LookupArray(Array):
             used = (step > 0) & ~single if i else step > 0  # an input of zeros is not read
             if i and not used.any():
                 break
-            bit = ((codes >> i) & 1).to(x.dtype)
+            bit = ((codes >> i) & 1).to(self.slices.dtype)
             place = torch.where(signed & (i == self.input_bits - 1), -(2.0**i), 2.0**i) * used
             whole = whole + place.double().view(-1, 1, 1, 1) * self._of_slice(bit, i, key, ids, time, start)
         scale = (step.double() * self.step).view(-1, 1, 1, 1)
@@ -148,11 +156,16 @@ class LookupArray(Array):
 
     def _look_up(self, partial: Tensor, u: Tensor | None) -> Tensor:
         """The value of the code that the table gives for each partial sum."""
-        exact = partial.double().round_()
+        codes = self.table.shape[1]
         if u is None:
-            return self.values[self.table.argmax(1)][exact.long()]
-        place = torch.searchsorted(self.bounds, (exact + u).contiguous(), right=True)
-        return self.values.repeat(self.rows + 1)[place]
+            return self.values[self.table.argmax(1)].index_select(0, partial.flatten().int()).view(partial.shape)
+        u = u * codes
+        column = u.floor().clamp_(max=codes - 1)  # a product that rounds up to the next whole number
+        place = torch.add(column, partial, alpha=codes).int().flatten()
+        first = u.sub_(column).flatten() < self.threshold.index_select(0, place)
+        return torch.where(first, self.direct.index_select(0, place), self.alias.index_select(0, place)).view(
+            partial.shape
+        )
 
 
 class LookupTable(Backend):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from math import log, log10
 from typing import ClassVar, get_args
 
@@ -166,6 +167,6 @@ def _checked(coefficients: Sequence[Sequence[float]]) -> list[tuple[float, ...]]
             raise TypeError(f"{remedy}, got {point!r:.80}")
     points = [tuple(checks.number("coefficients", c) for c in point) for point in coefficients]
     times = [point[0] for point in points]
-    if times[0] <= 0 or any(a >= b for a, b in zip(times, times[1:], strict=False)):
+    if times[0] <= 0 or any(a >= b for a, b in pairwise(times)):
         raise ValueError(f"{remedy}, got the seconds {times}")
     return points

@@ -16,7 +16,7 @@ from snnrobust import checks
 from snnrobust.draws import derive
 from snnrobust.kernels.philox import uniform
 
-__all__ = ["checked_table", "read_table", "synthetic_table"]
+__all__ = ["alias_table", "checked_table", "code_values", "read_table", "synthetic_table"]
 
 READERS = (".npy", ".safetensors", ".csv")
 
@@ -47,7 +47,9 @@ def checked_table(table: Any, rows: int | None = None, name: str = "table") -> T
             f"rows={p.shape[0] - 1}, or transpose it if its rows are the codes"
         )
     if not p.isfinite().all() or (p < 0).any():
-        raise ValueError(f"{name} must hold probabilities, finite and at least 0: it has negative, NaN or infinite entries")
+        raise ValueError(
+            f"{name} must hold probabilities, finite and at least 0: it has negative, NaN or infinite entries"
+        )
     sums = p.sum(1, keepdim=True)
     worst = int((sums - 1).abs().argmax())
     if (sums[worst] - 1).abs() > 1e-4:
@@ -141,3 +143,29 @@ def code_values(codes: int, rows: int, values: Sequence[float] | None = None) ->
     if len(given) != codes:
         raise ValueError(f"values must have one number for each of the {codes} codes, got {len(given)}")
     return given
+
+
+def alias_table(p: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Walker's alias method: a code of ``p`` from one uniform number, by one comparison.
+
+    With :math:`C u = i + f`, i the whole part, the code is i if :math:`f < \theta_{pi}`, else :math:`a_{pi}`.
+
+    Args:
+        p: Distributions, float64 ``[rows + 1, codes]``.
+
+    Returns:
+        :math:`\theta` and a, ``[rows + 1, codes]``, float64 and int64.
+
+    Source: Walker 1977, "An efficient method for generating discrete random variables with general distributions".
+    """
+    left = p * p.shape[1]  # of each code, in columns of height 1
+    threshold, alias = torch.ones_like(p), torch.arange(p.shape[1]).repeat(len(p), 1)
+    open_, lines = torch.ones_like(p, dtype=torch.bool), torch.arange(len(p))
+    for _ in range(p.shape[1] - 1):  # the lowest column is filled up from the highest, and closed
+        low = left.masked_fill(~open_, torch.inf).argmin(1)
+        high = left.masked_fill(~open_, -torch.inf).argmax(1)
+        height = left[lines, low].clamp(0.0, 1.0)
+        threshold[lines, low], alias[lines, low] = height, high
+        left[lines, high] -= torch.where(low == high, 0.0, 1.0 - height)
+        open_[lines, low] = False
+    return threshold, alias

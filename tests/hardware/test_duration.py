@@ -31,7 +31,7 @@ def test_times(written, expected):
     [
         ("1 fortnight", ValueError, "the unit of time must be one of .*got 'fortnight'"),
         ("1 dya", ValueError, r"the unit of time.*did you mean 'day'"),
-        ("day", ValueError, 'time must be seconds or a number with a unit such as "1 day", got \'day\''),
+        ("day", ValueError, "time must be seconds or a number with a unit such as \"1 day\", got 'day'"),
         ("-1 day", ValueError, "time must be seconds or a number"),
         ("1.2.3 h", ValueError, "time must start with a number"),
         ("1e400 s", ValueError, "time must be finite"),

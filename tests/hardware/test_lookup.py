@@ -72,7 +72,10 @@ def expected(layer, x, input_bits, weight_bits, rows, to):
         else:
             columns = codes[None]
         y = torch.zeros(len(columns), layer.weight.shape[0], dtype=torch.float64)
-        share, outs = columns.shape[1] // getattr(layer, "groups", 1), layer.weight.shape[0] // getattr(layer, "groups", 1)
+        share, outs = (
+            columns.shape[1] // getattr(layer, "groups", 1),
+            layer.weight.shape[0] // getattr(layer, "groups", 1),
+        )
         for position, o in itertools.product(range(len(columns)), range(layer.weight.shape[0])):
             group = o // outs
             inputs = columns[position, group * share : (group + 1) * share].int().tolist()
@@ -123,7 +126,9 @@ def test_an_identity_table_is_integer_arithmetic(input_bits, weight_bits, rows, 
     w[0, 0] = limit
     layer = nn.Linear(k, 4, dtype=torch.float64)
     layer.weight.data.copy_(w)
-    chip = deploy(nn.Sequential(layer), LookupTable(identity(rows), input_bits=input_bits, weight_bits=weight_bits), seed=0)
+    chip = deploy(
+        nn.Sequential(layer), LookupTable(identity(rows), input_bits=input_bits, weight_bits=weight_bits), seed=0
+    )
     assert not is_stochastic(chip)
     assert torch.allclose(chip(x.double()) - layer.bias, (x @ w.T).double(), rtol=0, atol=1e-9)
 
@@ -213,7 +218,11 @@ def test_slices_sub_arrays_and_steps_are_drawn_apart():
     fourth = float(((y - mean) ** 4).mean()) - variance**2
     assert abs(float(((y - mean) ** 2).mean()) - variance) < stats.norm.isf(0.0005) * sqrt(fourth / n)
     # steps: products of the same network at other times are uncorrelated
-    snn = deploy(SpikingClassifier(Direct(2), Sequential(layer), MeanOutput()), LookupTable(table, input_bits=2, weight_bits=3), seed=0)
+    snn = deploy(
+        SpikingClassifier(Direct(2), Sequential(layer), MeanOutput()),
+        LookupTable(table, input_bits=2, weight_bits=3),
+        seed=0,
+    )
     seen = []
     snn.network[0].register_forward_hook(lambda module, given, out: seen.append(out))
     with torch.no_grad(), draws(snn, 3):
@@ -269,12 +278,17 @@ def test_chips_and_draws(make, monkeypatch):
                 *_, streamed = one.stream(x)
             assert torch.allclose(streamed, logits, rtol=0, atol=1e-12)
     assert is_stochastic(one)
-    tables = [[m.table for m in chip.modules() if hasattr(m, "table") and isinstance(m.table, torch.Tensor)] for chip in (one, again, other)]
+    tables = [
+        [m.table for m in chip.modules() if hasattr(m, "table") and isinstance(m.table, torch.Tensor)]
+        for chip in (one, again, other)
+    ]
     assert torch.equal(tables[0][0], tables[1][0])
     assert not torch.equal(tables[0][0], tables[2][0])  # another chip, other converters
     assert not torch.equal(tables[0][0], tables[0][1])  # and each layer has its own
     fixed = [deploy(model, LookupTable(**NOISY, seed=3), seed=s) for s in (1, 2)]
-    tables = [[m.table for m in chip.modules() if isinstance(getattr(m, "table", None), torch.Tensor)] for chip in fixed]
+    tables = [
+        [m.table for m in chip.modules() if isinstance(getattr(m, "table", None), torch.Tensor)] for chip in fixed
+    ]
     assert torch.equal(tables[0][0], tables[1][0])
     assert torch.equal(tables[0][0], tables[0][1])
 

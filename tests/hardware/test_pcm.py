@@ -68,8 +68,12 @@ def test_read_sigma_by_hand():
     assert read_sigma(f64(25.0), f64(25.0), 1.0).item() == pytest.approx(0.22 * sqrt(log(1.00000025 / 5e-7)), rel=1e-12)
     assert read_sigma(f64(25.0), f64(25.0), 1.0).item() == pytest.approx(0.837987, rel=1e-5)
     few = 25 * 0.001  # 0.0088 * 0.001^-0.65 = 0.784 is above the bound of 0.2
-    assert read_sigma(f64(3.0), f64(few), DAY).item() == pytest.approx(3 * 0.2 * sqrt(log((DAY + 250e-9) / 5e-7)), rel=1e-12)
-    assert read_sigma(f64(3.0), f64(0.0), DAY).item() == pytest.approx(3 * 0.2 * sqrt(log((DAY + 250e-9) / 5e-7)), rel=1e-12)
+    assert read_sigma(f64(3.0), f64(few), DAY).item() == pytest.approx(
+        3 * 0.2 * sqrt(log((DAY + 250e-9) / 5e-7)), rel=1e-12
+    )
+    assert read_sigma(f64(3.0), f64(0.0), DAY).item() == pytest.approx(
+        3 * 0.2 * sqrt(log((DAY + 250e-9) / 5e-7)), rel=1e-12
+    )
     assert read_sigma(f64(25.0), f64(25.0), 0.0) == 0
     assert read_sigma(f64(25.0), f64(25.0), 250e-9) == 0
 
@@ -116,7 +120,9 @@ def test_a_chip_has_the_moments_of_the_formulas():
     mean = 12.5 - s0 / sqrt(2 * torch.pi)  # E max(s0 xi, 0)
     variance = s**2 + s0**2 * (0.5 - 1 / (2 * torch.pi))
     assert abs(w.mean() - mean) < stats.norm.isf(0.0005) * sqrt(variance / len(w))
-    assert abs(w.var() / variance - 1) < stats.norm.isf(0.0005) * sqrt(2 / len(w)) * 1.1  # the clipped part is no normal
+    assert (
+        abs(w.var() / variance - 1) < stats.norm.isf(0.0005) * sqrt(2 / len(w)) * 1.1
+    )  # the clipped part is no normal
 
 
 def test_drift_alone_of_a_chip():
@@ -232,7 +238,9 @@ def test_chips_and_draws(model, drawn):
 
 def test_the_same_chip_at_another_time_has_the_same_devices():
     layer = wide(1000)
-    early, late = (devices(deploy(layer, PCM(t, "none", read_noise=False), seed=1)).weight[0] for t in ("1 h", "1 year"))
+    early, late = (
+        devices(deploy(layer, PCM(t, "none", read_noise=False), seed=1)).weight[0] for t in ("1 h", "1 year")
+    )
     assert torch.corrcoef(torch.stack((early, late)))[0, 1] > 0.5
     assert (late < early).double().mean() > 0.99
 

@@ -48,7 +48,9 @@ def drawn_products(layer, x, drawn, n, share=0.3):
     array = backend.program(Array(layer.weight, deployed_operation(layer)))
     with torch.no_grad(), draws(array, 7):
         many = x[:, None].expand(-1, n, *x.shape[1:])
-        return (array.product(many, layer.bias, 0) - array.operation(x, layer.weight, layer.bias)[:, None]).transpose(0, 1)
+        return (array.product(many, layer.bias, 0) - array.operation(x, layer.weight, layer.bias)[:, None]).transpose(
+            0, 1
+        )
 
 
 def deployed_operation(layer):
@@ -93,7 +95,11 @@ def test_a_pattern_of_the_chip_is_not_drawn_again():
 
 
 def network(drawn, share=0.3):
-    model = made(lambda: SpikingClassifier(Direct(6), Sequential(nn.Linear(20, 12), LIF(threshold=0.4), nn.Linear(12, 3)), MeanOutput()))
+    model = made(
+        lambda: SpikingClassifier(
+            Direct(6), Sequential(nn.Linear(20, 12), LIF(threshold=0.4), nn.Linear(12, 3)), MeanOutput()
+        )
+    )
     return model, deploy(model, Noisy(drawn, share), seed=0)
 
 
@@ -122,7 +128,9 @@ def test_noise_does_not_depend_on_the_batch_and_streams(drawn, monkeypatch):
 
 @pytest.mark.parametrize(("drawn", "steps_equal"), [("step", False), ("inference", True)])
 def test_when_it_is_drawn_in_a_spiking_network(drawn, steps_equal):
-    chip = deploy(made(lambda: SpikingClassifier(Direct(4), Sequential(nn.Linear(20, 9)), MeanOutput())), Noisy(drawn), seed=0)
+    chip = deploy(
+        made(lambda: SpikingClassifier(Direct(4), Sequential(nn.Linear(20, 9)), MeanOutput())), Noisy(drawn), seed=0
+    )
     seen = []
     chip.network[0].register_forward_hook(lambda module, given, y: seen.append(y))
     with torch.no_grad():

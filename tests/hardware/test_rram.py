@@ -37,7 +37,7 @@ def test_the_polynomials_by_hand(time, at_zero, at_half, at_one):
     """At r = 1 the sum of the coefficients; at 1/2 and 1 s, 0.348 + 8.015 - 10.96325 + 5.674125 - 1.0509375 = 2.0229375."""
     sigma = polynomial_sigma(f64(0.0, 20.0, 40.0), time, 40.0, WAN_2022)
     assert sigma.tolist() == pytest.approx([at_zero, at_half, at_one], abs=1e-3 if time > 1 else 1e-9)
-    expected = [sum(c * r**i for i, c in enumerate(dict((p[0], p[1:]) for p in WAN_2022)[time])) for r in (0, 0.5, 1)]
+    expected = [sum(c * r**i for i, c in enumerate({p[0]: p[1:] for p in WAN_2022}[time])) for r in (0, 0.5, 1)]
     assert sigma.tolist() == pytest.approx(expected, rel=1e-12)
 
 
@@ -156,7 +156,11 @@ def test_it_is_registered_and_rebuilt_from_its_arguments():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"time": "1 week"}, ValueError, "time must be within the data, 1 s to 172800 s, got 604800 s: give coefficients"),
+        (
+            {"time": "1 week"},
+            ValueError,
+            "time must be within the data, 1 s to 172800 s, got 604800 s: give coefficients",
+        ),
         ({"time": 0.5}, ValueError, "time must be within the data"),
         ({"variation": "wan"}, ValueError, r"variation must be one of .*did you mean 'wan2022'"),
         ({"spread": -0.1}, ValueError, "spread"),

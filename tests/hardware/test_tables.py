@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from scipy import stats
 
-from snnrobust.hardware.tables import checked_table, code_values, read_table, synthetic_table
+from snnrobust.hardware.tables import alias_table, checked_table, code_values, read_table, synthetic_table
 
 TABLE = [[0.75, 0.25, 0.0], [0.0, 0.5, 0.5]]
 
@@ -39,6 +39,20 @@ def test_a_synthetic_table_is_that_of_the_formula():
     coarse = synthetic_table(8, 5, sigma=0.0)
     assert coarse.argmax(1).tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4]  # p / 2, halves rounded up
     assert synthetic_table(8, 5, sigma=0.0, offset=2.0).argmax(1).tolist() == [2, 3, 3, 4, 4, 4, 4, 4, 4]
+
+
+@given(st.integers(1, 6), st.integers(2, 30), st.integers(0, 2**40), st.floats(0.0, 8.0))
+def test_the_alias_method_has_the_probabilities_of_the_table(rows, codes, seed, power):
+    p = torch.rand(rows + 1, codes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** power
+    p[:, seed % codes] = 0.0 if codes > 2 else 1.0
+    p = p / p.sum(1, keepdim=True)
+    threshold, alias = alias_table(p)
+    again = (threshold + torch.zeros_like(p).scatter_add(1, alias, 1 - threshold)) / codes
+    assert torch.allclose(again, p, rtol=0, atol=1e-12)
+    assert ((threshold >= 0) & (threshold <= 1)).all()
+    certain = torch.eye(codes, dtype=torch.float64)
+    threshold, alias = alias_table(certain)
+    assert torch.equal(threshold, certain)
 
 
 def test_nonlinearity_moves_the_mean_and_the_seed_chooses_how():
@@ -80,7 +94,11 @@ def test_small_errors_of_rounding_are_renormalised():
         (TABLE, 4, "table must have rows \\+ 1 = 5 rows, .*got 2: set rows=1, or transpose it"),
         ([[1.5, -0.5], [0.0, 1.0]], None, "finite and at least 0"),
         ([[float("nan"), 1.0], [0.0, 1.0]], None, "finite and at least 0"),
-        ([[0.5, 0.5], [3.0, 7.0]], None, "every row of table must sum to 1, but that of the partial sum 1 sums to 10: divide"),
+        (
+            [[0.5, 0.5], [3.0, 7.0]],
+            None,
+            "every row of table must sum to 1, but that of the partial sum 1 sums to 10: divide",
+        ),
         ([[0.0, 0.0], [0.0, 1.0]], None, "partial sum 0 sums to 0"),
     ],
 )
