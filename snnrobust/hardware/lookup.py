@@ -27,7 +27,8 @@ def input_codes(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r"""Inputs as integers of ``bits`` bits, each row by itself: :math:`x \approx \Delta c`, :math:`\Delta = \max|x| / c_{max}`.
 
     A row with negative values has the codes of two's complement, :math:`c_{max} = 2^{b-1} - 1`; one without is unsigned,
-    :math:`c_{max} = 2^b - 1`; and one with no values but 0 and another, as spikes are, needs one bit and is exact, :math:`c_{max} = 1`.
+    :math:`c_{max} = 2^b - 1`; and one with no values but 0 and another, as spikes are, needs one bit and is exact,
+    :math:`c_{max} = 1`.
 
     Args:
         x: ``[N, *]``, a row for each sample and time step.
@@ -174,9 +175,9 @@ class LookupTable(Backend):
     .. math:: y_o = \Delta_x \Delta_w \sum_{i,j} s_i s_j \sum_{a} v\big(c_{ijao}\big) + b_o, \quad
         c_{ijao} \sim P\Big(\cdot \,\Big|\, \textstyle\sum_{k \in a} x_{ki} w_{kjo}\Big)
 
-    where :math:`x_{ki}, w_{kjo} \in \{0, 1\}` are bits i and j of input k and of its weight, a runs over sub-arrays of ``rows`` inputs,
-    :math:`s_i = 2^i` (minus for the sign bit of two's complement), and v(c) is the partial sum that code c stands for. Every
-    partial sum of every sample, time step and position is looked up by itself. Inputs are quantized at each step by
+    where :math:`x_{ki}, w_{kjo} \in \{0, 1\}` are bits i and j of input k and of its weight, a runs over sub-arrays of ``rows``
+    inputs, :math:`s_i = 2^i` (minus for the sign bit of two's complement), and v(c) is the partial sum that code c stands for.
+    Every partial sum of every sample, time step and position is looked up by itself. Inputs are quantized at each step by
     :func:`input_codes`, where spikes take a single bit; weights symmetrically, as by ``quantization.uniform``. An input of
     zeros is not read. Biases are digital.
 
@@ -184,8 +185,8 @@ class LookupTable(Backend):
     and have none of their own.
 
     Args:
-        table: A ``.npy``, ``.csv`` or ``.safetensors`` file, or nested lists: ``[rows + 1, codes]``, P(code | partial sum). None: a
-            synthetic one, by the arguments below.
+        table: A ``.npy``, ``.csv`` or ``.safetensors`` file, or nested lists: ``[rows + 1, codes]``, P(code | partial sum). None:
+            a synthetic one, by the arguments below.
         rows: Inputs of a sub-array: default those of the table, or 64.
         input_bits: 1 to 8.
         weight_bits: 2 to 8.

@@ -99,7 +99,8 @@ def synthetic_table(
     .. math:: P(c \mid p) = \Phi\left(\frac{c + 1/2 - m_p}{\sigma}\right) - \Phi\left(\frac{c - 1/2 - m_p}{\sigma}\right), \quad
         m_p = o + (C - 1) \frac{\sum_{i \le p} d_i}{\sum_i d_i}, \quad d_i = 1 + n\,(2 u_i - 1)
 
-    with the tails in the first and the last code. Without nonlinearity, noise and offset, and with rows + 1 codes, it is the identity.
+    with the tails in the first and the last code. Without nonlinearity, noise and offset, and with rows + 1 codes, it is the
+    identity.
 
     Args:
         rows: Of a sub-array: the largest partial sum.
