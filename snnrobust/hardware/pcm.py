@@ -145,7 +145,7 @@ class PCM(Backend):
 
     @property
     def stochastic(self) -> bool:
-        return self.read_noise and self.drawn != "chip"
+        return self.read_noise and self._seconds > T_READ and self.drawn != "chip"
 
     def program(self, array: Array) -> Array:
         weight, g_max, t = plain(array, self).weight, self.g_max, self._seconds
@@ -158,9 +158,11 @@ class PCM(Backend):
         before = programmed  # read at the time zero, where there is no 1/f noise yet
         factor = compensation_factor(_weight(before), _weight(now + sigma * xi[2]), self.compensation)
         if self.drawn == "chip":
-            now, sigma = now + sigma * xi[3], torch.zeros_like(sigma)
+            now = now + sigma * xi[3]
         unit = factor * weight_unit(weight, g_max)
         effective = (unit * _weight(now)).to(weight.dtype)
+        if not self.stochastic:
+            return Array(effective, array.operation)
         variance = (unit**2 * sigma.square().sum(0)).to(weight.dtype)
         return NoisyArray(effective, array.operation, variance, self.drawn)
 

@@ -28,8 +28,6 @@ class NoisyArray(Array):
     their noises are correlated, and each sample has weights of its own, :math:`W + \sigma \xi^{(b)}`. Exact too, at the cost
     of drawing all weights for each sample; when streaming, at each step again.
 
-    ``drawn="chip"``: the caller has added a pattern to the weights, and there is nothing to draw.
-
     The gradient with respect to ``x`` is exact for the noise that was drawn (where all :math:`\sigma_{jk} x_k` are zero, the root
     has no derivative, and 0 is taken).
 
@@ -37,7 +35,7 @@ class NoisyArray(Array):
         weight: Mean weights.
         operation: The layer's.
         variance: :math:`\sigma^2 \ge 0`, shape of ``weight``.
-        drawn: When noise is drawn.
+        drawn: ``"step"`` or ``"inference"``; noise that a chip draws once is part of its weights.
     """
 
     variance: Tensor
@@ -46,16 +44,13 @@ class NoisyArray(Array):
         super().__init__(weight, operation)
         self.register_buffer("variance", variance.detach().clone())
         self.drawn = drawn
-        self.noisy = drawn != "chip" and bool((variance > 0).any())
 
     @property
     def stochastic(self) -> bool:
-        return self.noisy
+        return True
 
     def product(self, x: Tensor, bias: Tensor | None, start: int) -> Tensor:
         y = super().product(x, bias, start)
-        if not self.noisy:
-            return y
         if self.drawn == "inference":
             return y + self._of_samples(x)
         squares: Tensor = self.operation(x.flatten(0, 1).square(), self.variance, None)

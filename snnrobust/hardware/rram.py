@@ -150,9 +150,12 @@ class RRAM(Backend):
         unit = weight_unit(weight, g_max)
         effective, read = unit * (g[0] - g[1]), unit * g_max * self.read_noise
         if self.drawn == "chip":
-            effective, read = effective + read * xi[1, 0], torch.zeros_like(read)
+            effective = effective + read * xi[1, 0]
+        effective = effective.to(weight.dtype)
+        if not self.stochastic:
+            return Array(effective, array.operation)
         variance = read.square().expand(weight.shape).to(weight.dtype)
-        return NoisyArray(effective.to(weight.dtype), array.operation, variance, self.drawn)
+        return NoisyArray(effective, array.operation, variance, self.drawn)
 
     def extra_repr(self) -> str:
         return f"time={self.time!r}, variation={self.variation!r}, g_max={self.g_max}, drawn={self.drawn!r}"

