@@ -6,13 +6,35 @@ from snnrobust.hardware.crossbar.backend import Crossbar
 from snnrobust.hardware.deploy import deploy, fleet
 from snnrobust.hardware.export import conductances, export_conductances, read_conductances
 from snnrobust.hardware.gaussian import GaussianNoise
+from snnrobust.hardware.lookup import LookupTable
 from snnrobust.hardware.operation import Operation
+from snnrobust.hardware.pcm import PCM
+from snnrobust.hardware.rram import RRAM
 from snnrobust.hardware.snr import signal_to_noise
 from snnrobust.hardware.storage import load, save
 from snnrobust.hardware.training import on_chips
 
 __all__ = [
-    "BACKENDS", "Array", "Backend", "Chain", "Crossbar", "GaussianNoise", "Operation", "calibrate_adc",
-    "conductances", "deploy", "effects", "export_conductances", "fleet", "load", "on_chips", "read_conductances", "recalibrate",
-    "save", "signal_to_noise",
-]  # fmt: skip
+    "BACKENDS",
+    "PCM",
+    "RRAM",
+    "Array",
+    "Backend",
+    "Chain",
+    "Crossbar",
+    "GaussianNoise",
+    "LookupTable",
+    "Operation",
+    "calibrate_adc",
+    "conductances",
+    "deploy",
+    "effects",
+    "export_conductances",
+    "fleet",
+    "load",
+    "on_chips",
+    "read_conductances",
+    "recalibrate",
+    "save",
+    "signal_to_noise",
+]
