@@ -8,6 +8,7 @@ from torch import Tensor
 
 from snnrobust import checks
 from snnrobust.hardware.backend import Backend, Drawn
+from snnrobust.kernels.noise import gaussian_noise
 
 __all__ = ["GaussianNoise"]
 
@@ -41,15 +42,9 @@ class GaussianNoise(Backend):
         return self.drawn != "chip" and (self.multiplicative > 0 or self.additive > 0)
 
     def read(self, y: Tensor, start: int) -> Tensor:
-        kinds = (self.multiplicative > 0) + (self.additive > 0)
-        if kinds == 0:
+        if self.multiplicative == 0 and self.additive == 0:
             return y
-        xi = self.noise(y[..., None].expand(*y.shape, kinds), start, self.drawn).unbind(-1)
-        if self.multiplicative > 0:
-            y = y * (1.0 + self.multiplicative * xi[0])
-        if self.additive > 0:
-            y = y + self.additive * xi[-1]
-        return y
+        return gaussian_noise(y, *self.source(y, start, self.drawn), self.multiplicative, self.additive)
 
     def extra_repr(self) -> str:
         return f"multiplicative={self.multiplicative}, additive={self.additive}, drawn={self.drawn!r}"
