@@ -97,8 +97,8 @@ def _in_torch(words: Tensor, rates: Sequence[float], key: Tensor, id: int) -> Te
 def _gaps(key: Tensor, step: Tensor, first: int, size: int, id: int, inverse: float) -> Tensor:
     """Gaps number ``first`` to ``first + size`` of each step, ``[steps, size]``."""
     block = torch.arange(first // 2, (first + size) // 2, device=step.device)[None]
-    id_words = [torch.tensor([word], device=step.device) for word in (id & _MASK, (id >> 32) & _MASK)]
-    lanes = torch.stack(philox(key, (block, step[:, None], *id_words)), -1).flatten(1)
+    low, high = (torch.tensor([word], device=step.device) for word in (id & _MASK, (id >> 32) & _MASK))
+    lanes = torch.stack(philox(key, (block, step[:, None], low, high)), -1).flatten(1)
     v = (lanes[:, 0::2] << 20) | (lanes[:, 1::2] >> 12)
     u = (v.double() + 0.5) * 2.0**-52
     length = _logarithm(u) * inverse

@@ -38,13 +38,12 @@ def gaussian_noise(
         start: The first time step.
         multiplicative, additive: :math:`\\sigma_m, \\sigma_a \\ge 0`, one of them above 0.
     """
-    if _compiled_takes(y):
-        if y.requires_grad and torch.is_grad_enabled():
-            return _Noise.apply(
-                y, key, sample_ids, rows, start, multiplicative, additive, _both(multiplicative, additive)
-            )  # type: ignore[no-any-return, no-untyped-call]
-        return _run(y, key, sample_ids, rows, start, multiplicative, additive, _both(multiplicative, additive))
-    return _in_torch(y, key, sample_ids, rows, start, multiplicative, additive)
+    if not _compiled_takes(y):
+        return _in_torch(y, key, sample_ids, rows, start, multiplicative, additive)
+    both = _both(multiplicative, additive)
+    run = _Noise.apply if y.requires_grad and torch.is_grad_enabled() else _run
+    noisy: Tensor = run(y, key, sample_ids, rows, start, multiplicative, additive, both)
+    return noisy
 
 
 def _both(multiplicative: float, additive: float) -> bool:
@@ -127,7 +126,7 @@ class _Noise(torch.autograd.Function):
         return _run(y, key, sample_ids, rows, start, multiplicative, additive, both)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         key, sample_ids = ctx.saved_tensors
         rows, start, multiplicative, both = ctx.rest
         if multiplicative > 0:
