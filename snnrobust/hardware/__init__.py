@@ -4,15 +4,18 @@ from snnrobust.hardware.backend import BACKENDS, Array, Backend, Chain, effects
 from snnrobust.hardware.deploy import deploy, fleet
 from snnrobust.hardware.gaussian import GaussianNoise
 from snnrobust.hardware.operation import Operation
+from snnrobust.hardware.sram import SRAM, bit_error_rate
 from snnrobust.hardware.training import on_chips
 
 __all__ = [
     "BACKENDS",
+    "SRAM",
     "Array",
     "Backend",
     "Chain",
     "GaussianNoise",
     "Operation",
+    "bit_error_rate",
     "deploy",
     "effects",
     "fleet",
