@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from snnrobust import data, hardware
-from snnrobust.attacks import Attack, BluntGradientWarning
+from snnrobust.attacks import EOT_DRAWS, Attack, BluntGradientWarning, crafted
 from snnrobust.draws import derive, is_stochastic
 from snnrobust.evaluation import RobustnessReport, diagnose, evaluate
 from snnrobust.evaluation.fingerprint import fingerprint
@@ -255,11 +255,14 @@ def _evaluate(
         for targets, eps in grids:
             for chip_name, chip_model in targets.items():
                 victim = model if chip_model is None else chip_model
+                attacks = _attacks(experiment, models, section, victim, on_chip=chip_model is not None)
+                if not attacks:
+                    continue
                 with warnings.catch_warnings():
                     if section.trap is not None:
                         warnings.simplefilter("ignore", BluntGradientWarning)  # it is what the trap shows
                     part = evaluate(
-                        model, test, _attacks(experiment, models, section, victim), eps=eps, chips={chip_name: chip_model},
+                        model, test, attacks, eps=eps, chips={chip_name: chip_model},
                         n=settings.samples, seed=derive(experiment.seed, "evaluation") >> 1,
                         selection_draws=settings.selection_draws, judge_draws=settings.judge_draws, name=section.name,
                         controls=settings.controls,
@@ -272,13 +275,17 @@ def _evaluate(
 
 
 def _attacks(
-    experiment: Experiment, models: Mapping[str, nn.Module], victim: ModelSection, model: nn.Module
+    experiment: Experiment, models: Mapping[str, nn.Module], victim: ModelSection, model: nn.Module, on_chip: bool
 ) -> dict[str, Attack]:
-    chosen = experiment.attacks_on(victim)
-    threat = build_threat(experiment.threat)
-    return {
-        a.name: build_attack(a, models, is_stochastic(models[a.source] if a.source else model), threat) for a in chosen
-    }
+    threat, ideal, made = build_threat(experiment.threat), models[victim.name], {}
+    for a in experiment.attacks_on(victim):
+        if a.craft is None:
+            made[a.name] = build_attack(a, models, is_stochastic(models[a.source] if a.source else model), threat)
+        elif on_chip:
+            averages = a.craft != "eot" and is_stochastic(ideal if a.craft == "software" else model)
+            plain = build_attack(a, models, averages, threat)
+            made[a.name] = crafted(plain, a.craft, ideal, a.eot if a.eot > 1 else EOT_DRAWS)
+    return made
 
 
 def _diagnose(
