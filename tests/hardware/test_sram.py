@@ -1,5 +1,6 @@
 """Error rates against the law and tables, fault maps against binomial statistics and exclusive or, drawing rules, gradients."""
 
+from itertools import pairwise
 from math import log10
 
 import pytest
@@ -75,7 +76,7 @@ def test_the_law_goes_through_its_two_points_and_is_exponential():
     assert bit_error_rate(0.83 * 0.7, v_min=0.7) == pytest.approx(1e-2, rel=1e-12)
     assert bit_error_rate(1 - 1e-12, at_v_min=1e-4) == pytest.approx(1e-4, rel=1e-6)
     logs = [log10(bit_error_rate(v)) for v in (0.80, 0.85, 0.90, 0.95)]
-    steps = [b - a for a, b in zip(logs, logs[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(logs)]
     assert steps == pytest.approx([-4 / 0.17 * 0.05] * 3, rel=1e-9)
 
 
