@@ -21,7 +21,7 @@ def deploy_each(model: nn.Module, backends: Mapping[str, Backend], *, seed: int)
     Args:
         model: As there.
         backends: By the names of layers; for products only, not for neurons or what follows a normalisation.
-        seed: Identifies the chip.
+        seed: Identifies the chip. One of several backends cannot be saved: keep what made it.
     """
     checks.module("model", model)
     if not isinstance(backends, Mapping) or not backends:
@@ -46,4 +46,6 @@ def deploy_each(model: nn.Module, backends: Mapping[str, Backend], *, seed: int)
         for name in names:
             swap(chip, name, made.get_submodule(name))
     assert chip is not None
+    if len(together) > 1:
+        del chip._recipe  # which knows of one backend; hardware.save refuses what has none
     return chip

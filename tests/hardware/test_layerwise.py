@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from snnrobust.encoders import Direct
-from snnrobust.hardware import SRAM, Chain, GaussianNoise, deploy
+from snnrobust.hardware import SRAM, Chain, GaussianNoise, deploy, save
 from snnrobust.hardware.layerwise import deploy_each
 from snnrobust.models import Conv, Dense, Pool, ordinary, spiking
 from snnrobust.neurons import LIF
@@ -60,5 +60,8 @@ def test_bad_arguments_are_named(model):
         deploy_each(model, {"nothing": SRAM(0.8)}, seed=0)
     with pytest.raises(TypeError, match="use deploy\\(\\) for the whole model"):
         deploy_each(model, {first: Chain(GaussianNoise(0.1, at="after_norm"))}, seed=0)
+    two = deploy_each(model, dict(zip(names(model), (SRAM(0.8), SRAM(0.9), SRAM(0.9)), strict=False)), seed=0)
+    with pytest.raises(TypeError, match="must come from hardware.deploy"):
+        save(two, "never")
     with pytest.raises(TypeError, match="backend must be a hardware Backend"):
         deploy_each(model, {first: 3}, seed=0)

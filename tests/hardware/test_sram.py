@@ -15,11 +15,11 @@ from snnrobust import attacks
 from snnrobust.attacks.losses import cross_entropy
 from snnrobust.draws import Stream, draws, is_stochastic
 from snnrobust.encoders import Direct
-from snnrobust.hardware import BACKENDS, SRAM, Chain, GaussianNoise, bit_error_rate, deploy, on_chips
+from snnrobust.hardware import BACKENDS, SRAM, Chain, GaussianNoise, bit_error_rate, deploy, load, on_chips, save
 from snnrobust.hardware.bits import store
 from snnrobust.hardware.sram import six_t_positions
 from snnrobust.layers import MeanOutput, Sequential
-from snnrobust.models import SpikingClassifier
+from snnrobust.models import Conv, Dense, SpikingClassifier, ordinary
 from snnrobust.neurons import LIF
 from snnrobust.quantization import Uniform
 
@@ -354,3 +354,14 @@ def test_recurrent_layers_are_stored_too():
     x = torch.rand(2, 5, 4)
     assert torch.equal(run(chip, x, 1), run(chip, x, 1))
     assert not torch.equal(run(chip, x, 1), run(chip, x, 2))
+
+
+@pytest.mark.parametrize("drawn", ["chip", "inference"])
+def test_a_chip_is_saved_and_loaded(tmp_path, drawn):
+    model = seeded(lambda: ordinary((Conv(3), Dense(6)), (1, 4, 4), 3)).eval()
+    backend = SRAM(0.78, six_t_bits=[0, 3, 5], drawn=drawn, table=[[0.7, 0.2], [0.9, 1e-3]], axis=0)
+    chip = deploy(model, backend, seed=2)
+    save(chip, tmp_path / "chip")
+    again = load(tmp_path / "chip")
+    assert torch.equal(run(again, inputs(), 5), run(chip, inputs(), 5))
+    assert torch.equal(arrays(again)[0].stored.words, arrays(chip)[0].stored.words)
