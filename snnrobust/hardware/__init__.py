@@ -6,11 +6,13 @@ from snnrobust.hardware.crossbar.backend import Crossbar
 from snnrobust.hardware.deploy import deploy, fleet
 from snnrobust.hardware.export import conductances, export_conductances, read_conductances
 from snnrobust.hardware.gaussian import GaussianNoise
+from snnrobust.hardware.layerwise import deploy_each
 from snnrobust.hardware.lookup import LookupTable
 from snnrobust.hardware.operation import Operation
 from snnrobust.hardware.pcm import PCM
 from snnrobust.hardware.rram import RRAM
 from snnrobust.hardware.snr import signal_to_noise
+from snnrobust.hardware.sram import SRAM, bit_error_rate
 from snnrobust.hardware.storage import load, save
 from snnrobust.hardware.training import on_chips
 
@@ -18,6 +20,7 @@ __all__ = [
     "BACKENDS",
     "PCM",
     "RRAM",
+    "SRAM",
     "Array",
     "Backend",
     "Chain",
@@ -25,9 +28,11 @@ __all__ = [
     "GaussianNoise",
     "LookupTable",
     "Operation",
+    "bit_error_rate",
     "calibrate_adc",
     "conductances",
     "deploy",
+    "deploy_each",
     "effects",
     "export_conductances",
     "fleet",
