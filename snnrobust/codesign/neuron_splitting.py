@@ -17,8 +17,8 @@ from snnrobust.hardware import BitErrors, fleet
 from snnrobust.neurons import Neuron
 
 __all__ = [
+    "Merge",
     "Overhead",
-    "ProtectedLayer",
     "accuracy_under_bit_errors",
     "overhead",
     "split_neurons",
@@ -39,6 +39,8 @@ def split_neurons(
     profile: Tensor | None = None,
 ) -> nn.Module:
     r"""A copy of ``model`` in which some neurons are two, of half the weights and bias each.
+
+    In the place of a layer stands ``nn.Sequential(layer with more outputs, activation, Merge)``: all copies are on the chip.
 
     .. math:: a = b = \phi\!\left(\tfrac12 (w \cdot x + c)\right), \quad y = \phi(w \cdot x + c) = a + b
         \quad \text{for } \phi = \operatorname{ReLU}
@@ -89,10 +91,10 @@ def triplicate_neurons(model: nn.Module, neurons: Neurons) -> nn.Module:
     return _protected(model, neurons, 3, "vote", 0.0, {})
 
 
-class ProtectedLayer(nn.Module):
-    """A layer with copies of some neurons, its activation, and what makes one output of the copies.
+class Merge(nn.Module):
+    """One output of several copies: ``[B, out + (copies - 1) k, *]`` to ``[B, out, *]``, channels last for linear layers.
 
-    ``layer`` is an ordinary one with more outputs: the copies come after the neurons, so that all of it is on the chip.
+    The first copy of the k neurons ``index`` is among the neurons of the layer, the others follow after them.
     """
 
     index: Tensor
@@ -100,32 +102,23 @@ class ProtectedLayer(nn.Module):
     largest: Tensor
 
     def __init__(
-        self,
-        layer: nn.Linear | nn.modules.conv._ConvNd,
-        activation: nn.Module,
-        index: Tensor,
-        copies: int,
-        correction: str,
-        threshold: float,
-        bounds: tuple[Tensor, Tensor],
+        self, index: Tensor, axis: int, copies: int, correction: str, threshold: float, bounds: tuple[Tensor, Tensor]
     ) -> None:
         super().__init__()
-        self.layer, self.activation = _with_copies(layer, index, copies), activation
-        self.copies, self.correction, self.threshold = copies, correction, threshold
-        self.axis = -1 if isinstance(layer, nn.Linear) else 1
+        self.axis, self.copies, self.correction, self.threshold = axis, copies, correction, threshold
         self.register_buffer("index", index)
         self.register_buffer("lowest", bounds[0])
         self.register_buffer("largest", bounds[1])
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.activation(self.layer(x)).movedim(self.axis, 0)
+    def forward(self, y: Tensor) -> Tensor:
+        y = y.movedim(self.axis, 0)
         out, k = y.shape[0] - (self.copies - 1) * len(self.index), len(self.index)
         several = [y[self.index], *y[out:].split(k)]
         merged: Tensor = y[:out].index_copy(0, self.index, self._one(several)).movedim(0, self.axis)
         return merged
 
     def _one(self, several: list[Tensor]) -> Tensor:
-        """One output of the copies, each ``[k, *]``."""
+        """Of the copies, each ``[k, *]``."""
         if self.correction == "vote":
             return torch.stack(several).median(0).values
         a, b = several
@@ -164,7 +157,11 @@ class Overhead:
 def overhead(protected: nn.Module) -> Overhead:
     """What the protection of a network costs."""
     neurons = weights = units = had_neurons = had_weights = 0
-    inside = {id(m.layer): m for m in checks.module("protected", protected).modules() if isinstance(m, ProtectedLayer)}
+    inside = {
+        id(block[0]): block[2]
+        for block in checks.module("protected", protected).modules()
+        if isinstance(block, nn.Sequential) and len(block) == 3 and isinstance(block[2], Merge)
+    }
     for layer in protected.modules():
         if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
             out, each = layer.weight.shape[0], layer.weight[0].numel() + (layer.bias is not None)
@@ -225,7 +222,8 @@ def _protected(
         index = torch.tensor(list(neurons[name]), device=layer.weight.device)
         nothing = layer.weight.new_zeros(len(index))
         bounds = ranges.get(name, (nothing, nothing))
-        parent._modules[child] = ProtectedLayer(layer, activation, index, copies, correction, threshold, bounds)
+        merge = Merge(index, _axis(layer), copies, correction, threshold, bounds)
+        parent._modules[child] = nn.Sequential(_with_copies(layer, index, copies), activation, merge)
         if following is not None:
             parent._modules[following] = nn.Identity()
     return guarded
@@ -236,7 +234,7 @@ def _places(model: nn.Module, neurons: Neurons) -> dict[str, tuple[str, str, str
     checks.module("model", model)
     if any(isinstance(m, Neuron) for m in model.modules()):
         raise TypeError("model must be an ordinary network: two halves of a spiking neuron do not add up to it")
-    if any(isinstance(m, ProtectedLayer) for m in model.modules()):
+    if any(isinstance(m, Merge) for m in model.modules()):
         raise TypeError("model has protected neurons already: protect the original model")
     known = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)}
     if not isinstance(neurons, Mapping) or not neurons:
@@ -278,7 +276,7 @@ def _ranges(model: nn.Module, neurons: Neurons, x: Tensor) -> dict[str, tuple[Te
     handles = []
     for name, (parent_name, _, following) in _places(model, neurons).items():
         where = name if following is None else f"{parent_name}.{following}".lstrip(".")
-        axis = -1 if isinstance(model.get_submodule(name), nn.Linear) else 1
+        axis = _axis(model.get_submodule(name))
 
         def note(m: nn.Module, given: object, y: Tensor, name: str = name, axis: int = axis) -> None:
             rows = y.movedim(axis, 0)[list(neurons[name])].flatten(1)
@@ -292,6 +290,10 @@ def _ranges(model: nn.Module, neurons: Neurons, x: Tensor) -> dict[str, tuple[Te
         for handle in handles:
             handle.remove()
     return found
+
+
+def _axis(layer: nn.Module) -> int:
+    return -1 if isinstance(layer, nn.Linear) else 1
 
 
 def _with_copies(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from snnrobust.codesign import accuracy_under_bit_errors, overhead, split_neurons, triplicate_neurons
-from snnrobust.codesign.neuron_splitting import ProtectedLayer
+from snnrobust.codesign.neuron_splitting import Merge
 from snnrobust.encoders import Direct
 from snnrobust.hardware import BitErrors, deploy, neuron_vulnerability
 from snnrobust.hardware.bits import store
@@ -54,7 +54,7 @@ def test_the_function_is_kept(case, scheme):
     torch.testing.assert_close(guarded(x), model(x), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(guarded.float()(x.float()), model.float()(x.float()), rtol=1e-5, atol=1e-6)
     assert all(torch.equal(before[n].float(), v) for n, v in model.state_dict().items())
-    assert len([m for m in guarded.modules() if isinstance(m, ProtectedLayer)]) == 3
+    assert len([m for m in guarded.modules() if isinstance(m, Merge)]) == 3
 
 
 @settings(max_examples=25, deadline=None)
@@ -74,7 +74,7 @@ def test_any_neurons_of_any_network(data, seed):
 
 def test_the_halves_store_the_same_integers_at_half_the_step():
     model = mlp()
-    layer = split_neurons(model, {"0": [1, 4]})[0].layer
+    layer = split_neurons(model, {"0": [1, 4]})[0][0]
     assert layer.weight.shape == (7, 6)
     assert layer.out_features == 7
     whole, halves = store(model[0].weight, axis=0), store(layer.weight.detach(), axis=0)
@@ -88,7 +88,7 @@ def test_the_halves_store_the_same_integers_at_half_the_step():
 def damaged(guarded, copy, error):
     """An error in one copy of neuron 1 of the first layer."""
     row = {0: 1, 1: 5, 2: 6}[copy]
-    guarded[0].layer.bias.data[row] += error
+    guarded[0][0].bias.data[row] += error
     return guarded[0]
 
 
@@ -127,7 +127,7 @@ def test_channels_of_convolutions_are_compared_position_by_position():
     model, x = conv(), torch.randn(3, 2, 4, 4).double()
     guarded = split_neurons(model, {"0.0": [2]})
     layer = guarded[0][0]
-    layer.layer.weight.data[4, 0, 0, 0] += 10.0
+    layer[0].weight.data[4, 0, 0, 0] += 10.0
     ideal = model[0](x)
     seen = layer(x)
     assert (seen <= ideal + 1e-12).all()
@@ -154,10 +154,29 @@ def test_the_copies_are_on_the_chip_and_the_vulnerable_neurons_can_be_given():
     guarded = split_neurons(model, top)
     chip = deploy(guarded, BitErrors(0.05, per_channel=True), seed=0)
     (layer,) = {name.partition(".")[0] for name in top} & {"0"} or {next(iter(top))}
-    stored = chip.get_submodule(layer).layer.layer.array.weight
-    assert stored.shape == guarded.get_submodule(layer).layer.weight.shape
+    stored = chip.get_submodule(layer)[0].layer.array.weight
+    assert stored.shape == guarded.get_submodule(layer)[0].weight.shape
     half = len(top[layer])
     assert not torch.equal(stored[top[layer]], stored[-half:])  # each copy has errors of its own
+
+
+def test_a_single_flip_in_a_triplicate_changes_nothing_and_vulnerability_knows():
+    model, x = mlp(), torch.randn(10, 6).double()
+    with torch.no_grad():
+        model[4].bias -= model(x).mean(0)
+    every = {"0": list(range(5)), "2": list(range(4)), "4": list(range(3))}
+    before, tmr, split = (
+        neuron_vulnerability(m, x, per_channel=True)
+        for m in (model, triplicate_neurons(model, every), split_neurons(model, every, "none"))
+    )
+    assert list(tmr.nvf) == ["0.0", "2.0", "4.0"]
+    assert all(nvf.max() > 0 for nvf in before.nvf.values())
+    assert all(nvf.max() == 0 for nvf in tmr.nvf.values())
+    for name, nvf in before.nvf.items():  # half the error, never more harm
+        copies = split.nvf[f"{name}.0"].view(2, -1)
+        assert torch.equal(copies[0], copies[1])
+        assert (copies[0] <= nvf).all()
+    assert split.critical() < 2 * before.critical()
 
 
 def test_accuracy_under_errors():
