@@ -3,4 +3,10 @@
 from snnrobust.codesign.surgical_noise import SurgicalNoise
 from snnrobust.codesign.surgical_result import Judgement, Score, SurgicalResult, Trial
 
-__all__ = ["Judgement", "Score", "SurgicalNoise", "SurgicalResult", "Trial"]
+__all__ = [
+    "Judgement",
+    "Score",
+    "SurgicalNoise",
+    "SurgicalResult",
+    "Trial",
+]

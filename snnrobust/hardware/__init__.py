@@ -5,6 +5,7 @@ from snnrobust.hardware.calibration import calibrate_adc, recalibrate
 from snnrobust.hardware.crossbar.backend import Crossbar
 from snnrobust.hardware.deploy import deploy, fleet
 from snnrobust.hardware.export import conductances, export_conductances, read_conductances
+from snnrobust.hardware.faults import BitErrors, DeadNeurons, NeuronVariation, SpikeInsertion, SpikeLoss, StuckNeurons
 from snnrobust.hardware.gaussian import GaussianNoise
 from snnrobust.hardware.layerwise import deploy_each
 from snnrobust.hardware.lookup import LookupTable
@@ -15,6 +16,7 @@ from snnrobust.hardware.snr import signal_to_noise
 from snnrobust.hardware.sram import SRAM, bit_error_rate
 from snnrobust.hardware.storage import load, save
 from snnrobust.hardware.training import on_chips
+from snnrobust.hardware.vulnerability import Vulnerability, neuron_vulnerability
 
 __all__ = [
     "BACKENDS",
@@ -23,11 +25,18 @@ __all__ = [
     "SRAM",
     "Array",
     "Backend",
+    "BitErrors",
     "Chain",
     "Crossbar",
+    "DeadNeurons",
     "GaussianNoise",
     "LookupTable",
+    "NeuronVariation",
     "Operation",
+    "SpikeInsertion",
+    "SpikeLoss",
+    "StuckNeurons",
+    "Vulnerability",
     "bit_error_rate",
     "calibrate_adc",
     "conductances",
@@ -37,6 +46,7 @@ __all__ = [
     "export_conductances",
     "fleet",
     "load",
+    "neuron_vulnerability",
     "on_chips",
     "read_conductances",
     "recalibrate",
