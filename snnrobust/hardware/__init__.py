@@ -4,5 +4,6 @@ from snnrobust.hardware.backend import BACKENDS, Array, Backend, Chain
 from snnrobust.hardware.deploy import deploy
 from snnrobust.hardware.gaussian import GaussianNoise
 from snnrobust.hardware.training import on_chips
+from snnrobust.hardware.variation import WeightVariation
 
-__all__ = ["BACKENDS", "Array", "Backend", "Chain", "GaussianNoise", "deploy", "on_chips"]
+__all__ = ["BACKENDS", "Array", "Backend", "Chain", "GaussianNoise", "WeightVariation", "deploy", "on_chips"]
