@@ -95,7 +95,7 @@ def accuracy_predictor(
     chosen anew.
 
     Args:
-        kind: ``"ridge"``: :func:`ridge`; ``"gp"``: a Gaussian process of scikit-learn, squared-exponential kernel and noise, whose
+        kind: ``"ridge"``: :func:`ridge`; ``"gp"``: a Gaussian process (scikit-learn), squared-exponential kernel and noise, whose
             length and amplitudes maximize the likelihood.
 
     Raises:

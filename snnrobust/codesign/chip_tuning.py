@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.codesign.accuracy_predictor import AccuracyPredictor, Kind, Standard, accuracy_predictor, ridge
-from snnrobust.codesign.knobs import Second, has_leak, sites, with_knobs
+from snnrobust.codesign.knobs import Second, has_leak, limits, sites, with_knobs
 from snnrobust.codesign.signature import Values, signature, signatures
 from snnrobust.data import Data, batches, take
 from snnrobust.draws import derive, device_of, draws, evaluating
@@ -196,6 +196,7 @@ def fit_knobs(
     optimizer = torch.optim.Adam([knobs], lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     rng = np.random.default_rng(derive(seed, "knobs"))
+    low, high = limits(chips[0], second)
     turns: list[int] = []
     for step in range(steps):
         turns = turns or list(rng.permutation(len(chips)))
@@ -208,6 +209,8 @@ def fit_knobs(
             loss = F.cross_entropy(copy(x[index].to(device)), y[index].to(device))
         (knobs.grad,) = torch.autograd.grad(loss, [knobs])
         optimizer.step()
+        with torch.no_grad():
+            knobs[:, 1].clamp_(low, high)  # beyond, a leak would have no gradient to come back by
         schedule.step()
     return knobs.detach()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from copy import deepcopy
 from itertools import chain
@@ -104,6 +105,16 @@ def sites(model: nn.Module) -> dict[str, nn.Module]:
             "(a call of torch.relu cannot be seen)"
         )
     return found
+
+
+def limits(model: nn.Module, second: Second) -> tuple[Tensor, Tensor]:
+    """Smallest and largest second knob of each site, ``[L]``: a leak keeps its decay within [0, 1]."""
+    low, high = [], []
+    for site in sites(model).values():
+        decay = torch.as_tensor(site.decay).float() if has_leak(site, second) else None
+        low.append(-math.inf if decay is None else -float(decay.max()))
+        high.append(math.inf if decay is None else 1.0 - float(decay.min()))
+    return torch.tensor(low), torch.tensor(high)
 
 
 def has_leak(neuron: nn.Module, second: Second) -> bool:
