@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from snnrobust import checks, draws
-from snnrobust.hardware.backend import Array, Backend
+from snnrobust.hardware.backend import Array, Backend, Drawn
 
 __all__ = ["Distribution", "Shared", "WeightVariation", "vary"]
 
@@ -54,7 +54,7 @@ class WeightVariation(Backend):
         ValueError: an argument out of range; weights that are not finite.
     """
 
-    drawn = "chip"
+    drawn: Drawn | None = "chip"
 
     def __init__(
         self,
@@ -68,10 +68,6 @@ class WeightVariation(Backend):
         self.systematic = checks.number("systematic", systematic, 0.0, 1.0)
         self.distribution: Distribution = checks.choice("distribution", distribution, get_args(Distribution))  # type: ignore[assignment]
         self.shared: Shared = checks.choice("shared", shared, get_args(Shared))  # type: ignore[assignment]
-
-    @property
-    def stochastic(self) -> bool:
-        return False  # after it has been programmed nothing is drawn
 
     def program(self, array: Array) -> Array:
         w = array.weight
@@ -94,10 +90,8 @@ class WeightVariation(Backend):
 
     def _pattern(self, w: Tensor, shape: tuple[int, ...], part: int) -> Tensor:
         """Draws of this chip; each part is a step of its stream."""
-        if self._chip is None:
-            raise RuntimeError("WeightVariation is on no chip yet: use hardware.deploy(model, backend, seed=...)")
         one = torch.zeros(1, dtype=torch.int64, device=w.device)
-        xi: Tensor = draws.normal(self._chip.to(w.device), one, (1, 1, *shape), part)[0, 0]
+        xi: Tensor = draws.normal(self.chip_key(w.device), one, (1, 1, *shape), part)[0, 0]
         return xi.to(w.dtype)
 
     def extra_repr(self) -> str:
