@@ -91,7 +91,9 @@ def accuracy_predictor(
 ) -> AccuracyPredictor:
     """From signatures ``[n, S]`` and accuracies ``[n]`` in [0, 1] of the same chips.
 
-    Signatures are standardized. The reported error is that of ``folds`` chips-out folds, within each of which everything is
+    Signatures are standardized and cut off at 3 standard deviations.
+
+    The reported error is that of ``folds`` chips-out folds, within each of which everything is
     chosen anew.
 
     Args:
@@ -126,7 +128,10 @@ def accuracy_predictor(
 
 
 class Standard:
-    """To mean 0 and standard deviation 1 on ``x`` ``[n, S]``; what does not vary there becomes 0 everywhere."""
+    """To mean 0 and standard deviation 1 on ``x`` ``[n, S]``, cut off at 3; what does not vary there becomes 0 everywhere.
+
+    A neuron that is silent on all training chips but one would otherwise be anything on a new chip.
+    """
 
     def __init__(self, x: Values) -> None:
         self.mean, scale = x.mean(0), x.std(0)
@@ -134,7 +139,7 @@ class Standard:
         self.inverse = np.where(varies, 1.0 / np.where(varies, scale, 1.0), 0.0)
 
     def __call__(self, x: Values) -> Values:
-        scaled: Values = (x - self.mean) * self.inverse
+        scaled: Values = np.clip((x - self.mean) * self.inverse, -3.0, 3.0)
         return scaled
 
 

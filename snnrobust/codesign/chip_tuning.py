@@ -110,6 +110,7 @@ def fit_tuner(
     lr: float = 0.02,
     batch_size: int = 64,
     pooled: int = 64,
+    accuracies: Values | None = None,
     seed: int = 0,
 ) -> ChipTuner:
     r"""Learn from a fleet how a chip is told from its signature and what to do about it.
@@ -129,6 +130,7 @@ def fit_tuner(
             learns accuracies of samples known by heart.
         clusters: Their number is not known from the paper.
         second: Second knob of LIF neurons, ``"leak"`` or ``"offset"``.
+        accuracies: Of the chips on ``validation``, where they are known already.
         steps, lr, batch_size: Of Adam for each cluster (``"regression"``: for each chip).
 
     Raises:
@@ -146,7 +148,10 @@ def fit_tuner(
     _same_model(fleet)
     rows = signatures(fleet, images, pooled=pooled)
     data = take(train)
-    accuracies = np.array([chip_accuracy(chip, validation) for chip in fleet])
+    if accuracies is None:
+        accuracies = np.array([chip_accuracy(chip, validation) for chip in fleet])
+    elif len(accuracies) != len(fleet):
+        raise ValueError(f"accuracies must be one for each chip, {len(fleet)} accuracies, got {len(accuracies)}")
     predicts = accuracy_predictor(rows, accuracies, kind=predictor, seed=seed)
     standard = Standard(rows)
     z, units = standard(rows), _units(fleet[:8], images, second)
@@ -197,14 +202,13 @@ def fit_knobs(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     rng = np.random.default_rng(derive(seed, "knobs"))
     low, high = limits(chips[0], second)
+    copies = [with_knobs(chip, knobs, second, units).eval() for chip in chips]  # they share the weights of the chips
     turns: list[int] = []
     for step in range(steps):
         turns = turns or list(rng.permutation(len(chips)))
-        chip = chips[turns.pop()]
+        copy = copies[turns.pop()]
         index = torch.from_numpy(rng.integers(len(x), size=min(batch_size, len(x))))
-        device = device_of(chip)
-        with evaluating(chip), draws(chip, derive(seed, "step", step)):
-            copy = with_knobs(chip, knobs, second, units)
+        device = device_of(copy)
         with draws(copy, derive(seed, "step", step)):
             loss = F.cross_entropy(copy(x[index].to(device)), y[index].to(device))
         (knobs.grad,) = torch.autograd.grad(loss, [knobs])

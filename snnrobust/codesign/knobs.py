@@ -68,17 +68,50 @@ class TunedNeuron(Temporal):
         return self.neuron(x * self.gain + self.offset)  # type: ignore[no-any-return]
 
 
-class _LearningLIF(Temporal):
-    """LIF neurons whose threshold and leak are tensors with a gradient; whole sequences only."""
+class _Dial:
+    """The knobs of one layer, read anew at every forward pass: an optimizer may have moved them."""
 
-    def __init__(self, neuron: LIF, gain: Tensor, leak: Tensor) -> None:
+    def __init__(self, knobs: Tensor, index: int, unit: float) -> None:
+        self.knobs, self.index, self.unit = knobs, index, unit
+
+    @property
+    def gain(self) -> Tensor:
+        return self.knobs[self.index, 0].exp()
+
+    @property
+    def second(self) -> Tensor:
+        return self.knobs[self.index, 1] * self.unit
+
+
+class _LearningActivation(nn.Module):
+    def __init__(self, activation: nn.Module, dial: _Dial) -> None:
         super().__init__()
-        self._of = (neuron,)
-        self.threshold, self.decay = neuron.threshold / gain, (neuron.decay + leak).clamp(0.0, 1.0)
+        self.activation, self.dial = activation, dial
 
     def forward(self, x: Tensor) -> Tensor:
-        (n,) = self._of
-        return lif(x, self.decay, self.threshold, n.reset, n.surrogate, n.detach_reset, n.refractory)
+        return self.activation(x * self.dial.gain + self.dial.second)  # type: ignore[no-any-return]
+
+
+class _LearningNeuron(Temporal):
+    """Whole sequences only, as the next."""
+
+    def __init__(self, neuron: Temporal, dial: _Dial) -> None:
+        super().__init__()
+        self.neuron, self.dial = neuron, dial
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.neuron(x * self.dial.gain + self.dial.second)  # type: ignore[no-any-return]
+
+
+class _LearningLIF(Temporal):
+    def __init__(self, neuron: LIF, dial: _Dial) -> None:
+        super().__init__()
+        self.neuron, self.dial = neuron, dial
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.neuron
+        decay, threshold = (n.decay + self.dial.second).clamp(0.0, 1.0), n.threshold / self.dial.gain
+        return lif(x, decay, threshold, n.reset, n.surrogate, n.detach_reset, n.refractory)
 
 
 def sites(model: nn.Module) -> dict[str, nn.Module]:
@@ -129,14 +162,14 @@ def with_knobs(chip: nn.Module, knobs: Tensor, second: Second = "leak", units: T
         \text{LIF: } \theta \to \theta e^{-k_1}, \quad \beta \to \operatorname{clip}(\beta + k_2, 0, 1)
 
     For a neuron without bias a lower threshold is the same as a higher gain of its input. Where ``knobs`` needs a gradient, the
-    copy shares weights with the chip and its output is differentiable in the knobs; otherwise it is a copy of its own, in which
-    LIF neurons are LIF neurons again.
+    copy shares weights with the chip, reads ``knobs`` at each forward pass and is differentiable in them; otherwise it is a copy
+    of its own, in which LIF neurons are LIF neurons again.
 
     Args:
         chip: As ``deploy`` makes it, or any model.
         knobs: :math:`(k_1, k_2)` of each of :func:`sites`, ``[L, 2]``; zeros change nothing.
         second: ``"leak"`` for LIF and IF neurons, or ``"offset"`` for all; other neurons have the offset.
-        units: u of each layer ``[L]``, default 1.
+        units: u of each layer ``[L]``, default 1; a leak has none.
     """
     checks.choice("second", second, get_args(Second))
     found = sites(checks.module("chip", chip))
@@ -147,32 +180,33 @@ def with_knobs(chip: nn.Module, knobs: Tensor, second: Second = "leak", units: T
     learning = knobs.requires_grad
     shared = {id(t): t for t in chain(chip.parameters(), chip.buffers())} if learning else {}
     copy = deepcopy(chip, shared)
-    gains = knobs[:, 0].exp()
-    for (gain, shift, unit), site in zip(
-        zip(gains, knobs[:, 1], torch.ones(len(found)) if units is None else units, strict=True),
-        sites(copy).values(),
-        strict=True,
-    ):
-        tuned = _tuned(site, gain, shift, unit, second, learning)
+    scale = [1.0] * len(found) if units is None else units.tolist()
+    for index, (site, unit) in enumerate(zip(sites(copy).values(), scale, strict=True)):
+        dial = _Dial(knobs, index, 1.0 if has_leak(site, second) else unit)
+        tuned = _learning(site, dial, second) if learning else _tuned(site, dial, second)
         for parent, child in _seats(copy, site):
-            setattr(parent, child, tuned)
+            setattr(parent, child, tuned.train(site.training))
     return copy
+
+
+def _learning(site: nn.Module, dial: _Dial, second: Second) -> nn.Module:
+    if has_leak(site, second):
+        return _LearningLIF(site, dial)  # type: ignore[arg-type]
+    return _LearningNeuron(site, dial) if isinstance(site, Temporal) else _LearningActivation(site, dial)
+
+
+def _tuned(site: nn.Module, dial: _Dial, second: Second) -> nn.Module:
+    if has_leak(site, second):
+        assert isinstance(site, LIF)
+        decay, threshold = torch.as_tensor(site.decay), torch.as_tensor(site.threshold)
+        decay = (decay + dial.second.to(decay)).clamp(0.0, 1.0)
+        return LIF(
+            decay, threshold / dial.gain.to(threshold), site.reset, site.surrogate, site.detach_reset, site.refractory
+        )
+    kind = TunedNeuron if isinstance(site, Temporal) else TunedActivation
+    return kind(site, dial.gain, dial.second)  # type: ignore[arg-type]
 
 
 def _seats(model: nn.Module, module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Everywhere that ``module`` stands."""
     yield from [(m, name) for m in model.modules() for name, child in m._modules.items() if child is module]
-
-
-def _tuned(site: nn.Module, gain: Tensor, shift: Tensor, unit: Tensor, second: Second, learning: bool) -> nn.Module:
-    if has_leak(site, second):
-        assert isinstance(site, LIF)
-        if learning:
-            return _LearningLIF(site, gain, shift)
-        decay = torch.as_tensor(site.decay) + shift.to(torch.as_tensor(site.decay).dtype)
-        threshold = torch.as_tensor(site.threshold) / gain.to(torch.as_tensor(site.threshold).dtype)
-        return LIF(
-            decay.clamp(0.0, 1.0), threshold, site.reset, site.surrogate, site.detach_reset, site.refractory
-        ).train(site.training)
-    kind = TunedNeuron if isinstance(site, Temporal) else TunedActivation
-    return kind(site, gain, shift * unit).train(site.training)  # type: ignore[arg-type]

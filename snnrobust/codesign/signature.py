@@ -63,7 +63,11 @@ class _Outputs:
 
     def hook(self, name: str) -> Any:
         def seen(module: nn.Module, args: object, output: Tensor) -> None:
-            y = output if isinstance(module, Temporal) else output.reshape(-1, self.batch, *output.shape[1:])
+            y = output
+            if (
+                not isinstance(module, Temporal) and output.shape[0] % self.batch == 0
+            ):  # else [T, B, *], in a neuron's wrapper
+                y = output.reshape(-1, self.batch, *output.shape[1:])
             key = (name, tuple(y.shape[1:]))
             total, times = self.layers.get(key, (torch.zeros(()), 0))
             self.layers[key] = (total.to(y.device) + y.sum(0), times + y.shape[0])
