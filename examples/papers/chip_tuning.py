@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ SIGMA = {"ANN": {"layer": 0.25, "column": 0.2, "random": 0.15}, "SNN": {"layer":
 """Chosen on chips and images that judge nothing, for a yield of about a half."""
 SHARE = {"layer": 0.7, "column": 0.7, "random": 0.0}
 POINTS, JUDGE_SEED = 0.02, 10_000
-EPS, ATTACKED, ATTACKED_CHIPS = 0.1, 200, 5
+EPS, ATTACKED, ATTACKED_CHIPS = 0.03, 200, 5
 
 
 def train(network: str, seed: int, x: torch.Tensor, y: torch.Tensor) -> nn.Module:
@@ -60,8 +61,6 @@ def train(network: str, seed: int, x: torch.Tensor, y: torch.Tensor) -> nn.Modul
 
 def recalibrated(chip: nn.Module, images: torch.Tensor) -> nn.Module:
     """A copy whose batch normalisation has the statistics of the chip's own products."""
-    from copy import deepcopy
-
     copy = deepcopy(chip)
     norms = [m for m in copy.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
@@ -109,7 +108,8 @@ def run(network: str, case: str, a: argparse.Namespace) -> dict[str, Any]:
     images = compact_images(learning, pool, 8, seed=a.seed)
     knobs: Any = {"steps": a.steps, "batch_size": 32, "lr": 0.03, "accuracies": measured, "seed": a.seed}
     after: dict[str, list[float]] = {"no tuning": before.tolist()}
-    after["batch norm again"] = [chip_accuracy(recalibrated(chip, pool), test) for chip in judged]
+    for n, x_norm in ((8, images), (500, pool)):
+        after[f"batch norm again, {n} images"] = [chip_accuracy(recalibrated(chip, x_norm), test) for chip in judged]
     tuners = {}
     for name, options in {
         "one setting for all": {"clusters": 1},

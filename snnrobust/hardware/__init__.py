@@ -4,19 +4,12 @@ from snnrobust.hardware.backend import BACKENDS, Array, Backend, Chain, effects
 from snnrobust.hardware.deploy import deploy, fleet
 from snnrobust.hardware.gaussian import GaussianNoise
 from snnrobust.hardware.operation import Operation
+from snnrobust.hardware.snr import signal_to_noise
+from snnrobust.hardware.storage import load, save
 from snnrobust.hardware.training import on_chips
 from snnrobust.hardware.variation import WeightVariation
 
 __all__ = [
-    "BACKENDS",
-    "Array",
-    "Backend",
-    "Chain",
-    "GaussianNoise",
-    "Operation",
-    "WeightVariation",
-    "deploy",
-    "effects",
-    "fleet",
-    "on_chips",
-]
+    "BACKENDS", "Array", "Backend", "Chain", "GaussianNoise", "Operation", "WeightVariation", "deploy", "effects", "fleet",
+    "load", "on_chips", "save", "signal_to_noise",
+]  # fmt: skip
