@@ -8,7 +8,7 @@ from snnrobust.codesign import with_knobs
 from snnrobust.codesign.knobs import TunedNeuron, limits, sites
 from snnrobust.draws import draws
 from snnrobust.encoders import Direct
-from snnrobust.hardware import GaussianNoise, WeightVariation, deploy
+from snnrobust.hardware import GaussianNoise, WeightVariation, deploy, load, save
 from snnrobust.layers import MeanOutput, Sequential
 from snnrobust.models import Conv, Dense, Pool, SpikingClassifier, ordinary, spiking
 from snnrobust.neurons import ALIF, IF, LIF, PLIF, Recurrent
@@ -135,6 +135,17 @@ def test_draws_at_inference_are_those_of_the_chip():
     tuned = with_knobs(chip, torch.zeros(2, 2))
     with draws(chip, 4), draws(tuned, 4):
         assert torch.equal(chip(x_of()), tuned(x_of()))
+
+
+@pytest.mark.parametrize("model", [ann, snn], ids=["ann", "snn"])
+def test_a_tuned_chip_is_not_saved_as_the_chip_that_it_was(model, tmp_path):
+    chip = deploy(model().float(), WeightVariation(0.3), seed=1)
+    save(chip, tmp_path / "chip.safetensors")
+    knobs = torch.tensor([[0.1, 0.05], [0.1, -0.05]])
+    with pytest.raises(TypeError, match="changed after it was made"):
+        save(with_knobs(chip, knobs), tmp_path / "tuned.safetensors")
+    again = with_knobs(load(tmp_path / "chip.safetensors"), knobs)
+    assert torch.equal(again(x_of(dtype=torch.float32)), with_knobs(chip, knobs)(x_of(dtype=torch.float32)))
 
 
 def test_wrong_shapes_and_names_are_named():
