@@ -25,6 +25,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,12 @@ class Settings:
     train: int = 20_000
     epochs: int = 2
     lstm_epochs: int = 4
+    blackbox_epochs: int = 4
     n: int = 1000
-    validation: int = 500
+    validation: int = 400
     votes: int = 20
     additive_draws: int = 5
-    channels: tuple[int, int, int] = (16, 32, 128)
+    channels: tuple[int, int, int] = (8, 16, 64)
     hidden: int = 64
     white: int = 200
     steps: int = 20
@@ -89,17 +91,17 @@ class Settings:
 
 FULL, SIGMAS, ATTACKED = Settings(), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), (0.0, 0.1, 0.2, 0.3, 0.4)
 QUICK = Settings(
-    train=300, epochs=1, lstm_epochs=1, n=20, validation=10, votes=3, additive_draws=2, channels=(2, 4, 8), hidden=8, white=6,
-    steps=2, restarts=2, eot=2,
+    train=300, epochs=1, lstm_epochs=1, blackbox_epochs=1, n=20, validation=10, votes=3, additive_draws=2, channels=(2, 4, 8),
+    hidden=8, white=6, steps=2, restarts=2, eot=2,
 )  # fmt: skip
 EPS, STEP = 0.3, 0.05
 
 
+@cache
 def samples(part: str, split: str) -> tuple[Tensor, Tensor]:
     if part == "lstm":
         # what the file holds, (dx, dy) filled up with zeros, is 56 x - 28: the model's first layer
-        x, y = data.mnist_strokes(data.data_root() / "mnist-strokes", split, POINTS, "relative").tensors
-        return x, y
+        return data.take(data.mnist_strokes(data.data_root() / "mnist-strokes", split, POINTS, "relative"))
     return data.take(data.load("mnist", split))
 
 
@@ -292,7 +294,7 @@ def crafted(path: Path, model: nn.Module, attack: attacks.Attack, x: Tensor, y: 
 
 
 def blackbox(seed: int, settings: Settings, folder: Path) -> Iterator[tuple[float, str, Any]]:
-    """Sigma, kind of input, and the right draws of each image, ``[images]``; ``clean``, ``black-box``, ..., ``eot``."""
+    """Sigma, kind of input, and the share of right draws of each image: ``[3, images]``, of all draws and of either half."""
     network: dict[str, nn.Module] = {}
     for name, make in (("source", source_cnn), ("target", cnn)):
         with keyed(derive(seed, "weights", name)):
@@ -300,7 +302,8 @@ def blackbox(seed: int, settings: Settings, folder: Path) -> Iterator[tuple[floa
         rule = defenses.PGDTraining(
             eps=EPS, steps=5, step_size=0.1, share=0.5, lr=2e-3, schedule="cyclic", batch_size=64, seed=seed
         )
-        network[name] = trained(folder / f"seed{seed}-{name}.safetensors", model, rule, BLACKBOX, settings.epochs, settings)
+        path = folder / f"seed{seed}-{name}.safetensors"
+        network[name] = trained(path, model, rule, BLACKBOX, settings.blackbox_epochs, settings)
     x, y = (t[: settings.n] for t in samples(BLACKBOX, "test"))
     threat, white = attacks.Linf(EPS), slice(0, settings.white)
     many = attacks.PGD(threat, settings.steps, STEP, restarts=settings.restarts)
@@ -327,30 +330,43 @@ def blackbox(seed: int, settings: Settings, folder: Path) -> Iterator[tuple[floa
                     made = predicted(chip, given, settings.votes if sigma else 1, derive(seed, "judge", sigma, name))
                     write_tensors(path, "cell", {k: (p == y[: len(given)]).byte() for k, p in made.items()}, None)
                 right = read_tensors(path, "cell")[0]
-                yield sigma, name, right["single"].double().mean(0).numpy()
+                single, half = right["single"].double(), -(-len(right["single"]) // 2)
+                yield sigma, name, np.stack([t.mean(0).numpy() for t in (single, single[:half], single[-half:])])
                 if name == "black-box":
-                    yield sigma, "black-box, votes", right["voted"][-1].double().numpy()
+                    yield sigma, "black-box, votes", np.stack([right["voted"][-1].double().numpy()] * 3)
 
 
-Attacked = dict[tuple[float, str], Any]  # by sigma and kind of input, [seeds, images]
+Attacked = dict[tuple[float, str], Any]  # by sigma and kind of input, [seeds, 3, images]
+
+
+def worst(found: Attacked, sigma: float, names: Sequence[str]) -> Any:
+    """For each image the input with the fewest right draws in one half of the draws, judged on the other; ``[seeds, images]``."""
+    each = np.stack([found[sigma, name] for name in names if (sigma, name) in found])
+    return np.take_along_axis(each[:, :, 2], each[:, :, 1].argmin(0)[None], 0)[0]
 
 
 def blackbox_tables(found: Attacked) -> str:
-    base, rows = found[0.0, "black-box"], []
-    tests = [paired_greater(found[s, "black-box"].mean(0), base.mean(0)) for s in ATTACKED[1:]]
+    whole = {key: values[:, 0] for key, values in found.items()}
+    base, rows = whole[0.0, "black-box"], []
+    tests = [paired_greater(whole[s, "black-box"].mean(0), base.mean(0)) for s in ATTACKED[1:]]
     for i, s in enumerate(ATTACKED):
-        black = found[s, "black-box"]
-        row = [f"{s:g}", f"{PUBLISHED_BLACKBOX[i]:.2f}", shown(found[s, "clean"]), shown(black)]
+        black = whole[s, "black-box"]
+        row = [f"{s:g}", f"{PUBLISHED_BLACKBOX[i]:.2f}", shown(whole[s, "clean"]), shown(black)]
         row += ["", ""] if s == 0 else [gain(black, base), f"{holm(tests)[i - 1]:.3f}"]
-        rows.append([*row, shown(found[s, "black-box, votes"])])
+        rows.append([*row, shown(whole[s, "black-box, votes"])])
     heading = ["sigma", "published, in order", "clean", "black-box", "gain", "p (Holm)", "black-box, votes"]
     whites, white_rows = ("no noise", "frozen", "eot", "eot x 4"), []
     for s in ATTACKED:
-        cells = [shown(found[s, name]) if (s, name) in found else "" for name in whites]
-        worst = np.minimum.reduce([found[s, name] for name in whites[:3] if (s, name) in found])
-        white_rows.append([f"{s:g}", *cells, shown(worst), "" if s == 0 else gain(worst, found[0.0, "no noise"])])
+        cells = [shown(whole[s, name]) if (s, name) in whole else "" for name in whites]
+        least = worst(found, s, whites[:3])
+        white_rows.append([f"{s:g}", *cells, shown(least), "" if s == 0 else gain(least, whole[0.0, "no noise"])])
     white_heading = ["sigma", *(f"PGD, {name}" for name in whites[:3]), "eot x 4, seed 0", "worst of three", "gain"]
     return f"{markdown(heading, rows)}\n\n{markdown(white_heading, white_rows)}"
+
+
+def drawn(at: Any, line: dict[Any, Any], i: int, label: str) -> None:
+    values = [100 * np.mean(v) for v in line.values()]
+    at.plot(list(line), values, color=figures.SERIES[i], marker=figures.MARKERS[i], ms=4, label=label)
 
 
 def plot(grids: dict[str, Grid], attacked: Attacked | None, path: Path) -> None:
@@ -365,23 +381,21 @@ def plot(grids: dict[str, Grid], attacked: Attacked | None, path: Path) -> None:
                 grid = grids[part]
                 for i, name in enumerate(PUBLISHED[part]):
                     what = "voted" if name == "votes" else "single"
-                    learnt = [0.0 if name == "plain" else grid.best(s, what, "train") for s in grid.sigmas]
-                    values = [100 * grid.right(t, s, what).mean() for t, s in zip(learnt, grid.sigmas, strict=True)]
-                    at.plot(grid.sigmas, values, color=figures.SERIES[i], marker=figures.MARKERS[i], ms=4, label=name)
+                    learnt = {s: 0.0 if name == "plain" else grid.best(s, what, "train") for s in grid.sigmas}
+                    drawn(at, {s: grid.right(t, s, what) for s, t in learnt.items()}, i, name)
             at.legend(fontsize=7)
         for at, part in zip(axes[1], ("mult", "lstm"), strict=False):
             at.set(title=f"{part}: votes", xlabel="votes", xscale="log")
             for i, (met, curve) in enumerate(vote_curve(grids[part]).items() if part in grids else ()):
-                values = [100 * v.mean() for v in curve.values()]
-                at.plot(list(curve), values, color=figures.SERIES[i], marker=figures.MARKERS[i], ms=4, label=f"sigma {met:g}")
+                drawn(at, curve, i, f"sigma {met:g}")
             at.set_xticks(COUNTS, list(map(str, COUNTS)))
             at.minorticks_off()
             at.legend(fontsize=7)
         at = axes[1, 2]
         at.set(title=f"attacks, Linf {EPS:g}", xlabel="sigma at inference", ylim=(0, 101))
-        for i, name in enumerate(("clean", "black-box", "no noise", "frozen", "eot") if attacked else ()):
-            values = {s: 100 * attacked[s, name].mean() for s in ATTACKED if (s, name) in attacked}  # type: ignore[index]
-            at.plot(list(values), list(values.values()), color=figures.SERIES[i], marker=figures.MARKERS[i], ms=4, label=name)
+        found = {} if attacked is None else attacked
+        for i, name in enumerate(("clean", "black-box", "no noise", "frozen", "eot") if found else ()):
+            drawn(at, {s: found[s, name][:, 0] for s in ATTACKED if (s, name) in found}, i, name)
         at.legend(fontsize=7)
         axes[0, 0].set_ylabel("accuracy in %")
         axes[1, 0].set_ylabel("accuracy in %")
@@ -422,11 +436,11 @@ def report(done: dict[str, list[int]], sigmas: tuple[float, ...], settings: Sett
         texts += [f"## {TITLES[BLACKBOX]}; {len(done[BLACKBOX])} seeds, {size}", blackbox_tables(attacked)]
     text = "\n\n".join(texts) + "\n"
     write_bytes(output / "tables.md", text.encode())
-    summary = {
-        p: {f"{t:g} on {s:g}": [*map(float, g.right(t, s, "single").mean(1))] for t, s in g.cells} for p, g in grids.items()
-    }
+    summary: dict[str, dict[str, list[float]]] = {}  # accuracy of single draws, each seed
+    for part, grid in grids.items():
+        summary[part] = {f"{t:g} on {s:g}": grid.right(t, s, "single").mean(1).tolist() for t, s in grid.cells}
     if attacked is not None:
-        summary[BLACKBOX] = {f"{name} on {s:g}": [*map(float, v.mean(1))] for (s, name), v in attacked.items()}
+        summary[BLACKBOX] = {f"{name} on {s:g}": v[:, 0].mean(1).tolist() for (s, name), v in attacked.items()}
     write_bytes(output / "summary.json", json.dumps(summary, indent=1).encode())
     plot(grids, attacked, output / "noisy_computations.png")
     return text
@@ -437,7 +451,7 @@ def main() -> None:
     parser.add_argument("--output", "--out", type=Path, default=Path("runs/noisy-computations"))
     parser.add_argument("--part", choices=(*GRIDS, BLACKBOX, "all"), default="all")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help=f"default {FULL.epochs}, and {FULL.lstm_epochs} for the LSTM")
+    parser.add_argument("--epochs", type=int, help=f"of all trainings; default {FULL.epochs}, else {FULL.lstm_epochs}")
     parser.add_argument("--train", type=int, help=f"training images, default {FULL.train:,}")
     parser.add_argument("--n", type=int, help=f"test images, the first, default {FULL.n:,}")
     parser.add_argument("--all-sigmas", action="store_true", help="0, 0.1, ..., 1 as in the paper, not 0, 0.2, ..., 1")
@@ -446,7 +460,9 @@ def main() -> None:
     options = parser.parse_args()
     settings, output = (QUICK, options.output / "quick") if options.quick else (FULL, options.output)
     given = {name: getattr(options, name) for name in ("epochs", "train", "n") if getattr(options, name) is not None}
-    settings = replace(settings, **given, **({"lstm_epochs": options.epochs} if options.epochs is not None else {}))
+    if options.epochs is not None:
+        given |= {"lstm_epochs": options.epochs, "blackbox_epochs": options.epochs}
+    settings = replace(settings, **given)
     sigmas = tuple(i / 10 for i in range(11)) if options.all_sigmas else SIGMAS
     parts = (*GRIDS, BLACKBOX) if options.part == "all" else (options.part,)
     agreed(output, settings)

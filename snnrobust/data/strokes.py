@@ -86,7 +86,8 @@ def _read(path: Path, split: str) -> tuple[Any, Any, Any]:
     shapes = [a.shape for a in (points, offsets, labels)]
     if any(a.dtype.kind not in "iu" for a in (points, offsets, labels)):
         raise _damaged(path, "its arrays are not of integers")
-    if points.ndim != 2 or points.shape[1] != 4 or labels.ndim != 1 or not len(labels) or offsets.shape != (len(labels) + 1,):
+    size = len(labels) if labels.ndim == 1 else 0
+    if points.ndim != 2 or points.shape[1] != 4 or size == 0 or offsets.shape != (size + 1,):
         raise _damaged(path, f"its points, offsets and labels have the shapes {shapes}, not [P, 4], [N + 1] and [N]")
     offsets = offsets.astype(np.int64)
     if offsets[0] != 0 or offsets[-1] != len(points) or (np.diff(offsets) < 1).any():

@@ -25,8 +25,8 @@ def mode(logits: Tensor) -> Tensor:
     .. math:: \log \frac{c_k + \bar p_k / 2}{n + 1/2}, \quad c_k = \sum_i [\arg\max z_i = k], \quad \bar p = \frac{1}{n} \sum_i
         \operatorname{softmax}(z_i)
 
-    The half vote that goes to :math:`\bar p` breaks ties, changes no other result and keeps the logarithm finite. A vote whose own
-    largest logits are equal goes to the first of them. The gradient is that of :func:`mean_probabilities`.
+    The half vote that goes to :math:`\bar p` breaks ties, changes no other result and keeps the logarithm finite. A vote whose
+    own largest logits are equal goes to the first of them. The gradient is that of :func:`mean_probabilities`.
     """
     n, _, classes = logits.shape
     smooth = mean_probabilities(logits)
