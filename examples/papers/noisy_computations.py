@@ -73,17 +73,17 @@ POINTS, COUNTS = 40, (1, 2, 3, 5, 7, 10, 15, 20)
 
 @dataclass(frozen=True)
 class Settings:
-    train: int = 20_000
-    epochs: int = 2
-    lstm_epochs: int = 4
+    train: int = 10_000
+    epochs: int = 3
+    lstm_epochs: int = 5
     blackbox_epochs: int = 4
-    n: int = 1000
-    validation: int = 400
+    n: int = 500
+    validation: int = 200
     votes: int = 20
     additive_draws: int = 5
     channels: tuple[int, int, int] = (8, 16, 64)
     hidden: int = 64
-    white: int = 200
+    white: int = 100
     steps: int = 20
     restarts: int = 3
     eot: int = 4

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -77,11 +79,11 @@ def _read(path: Path, split: str) -> tuple[Any, Any, Any]:
             f"{path} is missing: put the file there, or set SNNROBUST_DATA to the folder that holds {path.parent.name}/"
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             points, offsets, labels = (file[f"{split}_{field}"] for field in _FIELDS)
     except KeyError as error:
         raise _damaged(path, f"it has no array {error.args[0]!r:.80}") from error
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, NotImplementedError, AttributeError) as error:
+    except (OSError, EOFError, ValueError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(path, f"it cannot be read ({error})") from error
     shapes = [a.shape for a in (points, offsets, labels)]
     if any(a.dtype.kind not in "iu" for a in (points, offsets, labels)):
