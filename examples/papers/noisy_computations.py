@@ -36,9 +36,8 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import attacks, data, defenses, figures, models
-from snnrobust.attacks import Loss
 from snnrobust.defenses.voting import mode
-from snnrobust.draws import Stream, derive, draws, keyed
+from snnrobust.draws import derive, draws, keyed
 from snnrobust.hardware import GaussianNoise, deploy
 from snnrobust.learning_rules import BPTT
 from snnrobust.models import Conv, Dense, Normalise, Pool, Recurrent
@@ -276,16 +275,6 @@ def vote_table(grid: Grid) -> str:
     return markdown(["sigma of the test, votes", *map(str, counts)], rows)
 
 
-@dataclass(frozen=True)
-class Frozen:
-    """A gradient source that sees the same draw of the noise at every step of an attack."""
-
-    key: int
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss, stream: Stream) -> tuple[Tensor, Tensor]:
-        return attacks.Backprop()(model, x, y, loss, Stream(self.key, stream.sample_ids))
-
-
 def crafted(path: Path, model: nn.Module, attack: attacks.Attack, x: Tensor, y: Tensor, seed: int) -> Tensor:
     if not path.exists():
         print(f"crafting {path.parent.name}/{path.stem}", flush=True)
@@ -315,7 +304,7 @@ def blackbox(seed: int, settings: Settings, folder: Path) -> Iterator[tuple[floa
         chip = deploy(network["target"], noise("mult", sigma), seed=0)
         sources: dict[str, attacks.GradientSource] = {"no noise": attacks.Backprop()}
         if sigma:
-            sources |= {"frozen": Frozen(derive(seed, "frozen")), "eot": attacks.EOT(settings.eot)}
+            sources |= {"frozen": attacks.Frozen(key=derive(seed, "frozen")), "eot": attacks.EOT(settings.eot)}
         if sigma == max(ATTACKED) and seed == 0:
             sources["eot x 4"] = attacks.EOT(4 * settings.eot)
         for name, source in sources.items():
@@ -383,20 +372,20 @@ def plot(grids: dict[str, Grid], attacked: Attacked | None, path: Path) -> None:
                     what = "voted" if name == "votes" else "single"
                     learnt = {s: 0.0 if name == "plain" else grid.best(s, what, "train") for s in grid.sigmas}
                     drawn(at, {s: grid.right(t, s, what) for s, t in learnt.items()}, i, name)
-            at.legend(fontsize=7)
         for at, part in zip(axes[1], ("mult", "lstm"), strict=False):
             at.set(title=f"{part}: votes", xlabel="votes", xscale="log")
             for i, (met, curve) in enumerate(vote_curve(grids[part]).items() if part in grids else ()):
                 drawn(at, curve, i, f"sigma {met:g}")
             at.set_xticks(COUNTS, list(map(str, COUNTS)))
             at.minorticks_off()
-            at.legend(fontsize=7)
         at = axes[1, 2]
         at.set(title=f"attacks, Linf {EPS:g}", xlabel="sigma at inference", ylim=(0, 101))
         found = {} if attacked is None else attacked
         for i, name in enumerate(("clean", "black-box", "no noise", "frozen", "eot") if found else ()):
             drawn(at, {s: found[s, name][:, 0] for s in ATTACKED if (s, name) in found}, i, name)
-        at.legend(fontsize=7)
+        for at in axes.flat:
+            if at.lines:
+                at.legend(fontsize=7)
         axes[0, 0].set_ylabel("accuracy in %")
         axes[1, 0].set_ylabel("accuracy in %")
         figures.save(made, path)
@@ -429,11 +418,11 @@ def report(done: dict[str, list[int]], sigmas: tuple[float, ...], settings: Sett
     attacked = attacked_of(done[BLACKBOX], settings, output / BLACKBOX) if done[BLACKBOX] else None
     texts = []
     for part, grid in grids.items():
-        texts += [f"## {TITLES[part]}; {len(done[part])} seeds, n = {settings.n}", grid_tables(part, grid)]
+        texts += [f"## {TITLES[part]}; seeds: {len(done[part])}, n = {settings.n}", grid_tables(part, grid)]
         texts += [vote_table(grid)] if part != "add" else []
     if attacked is not None:
         size = f"n = {settings.n}, white-box {settings.white}"
-        texts += [f"## {TITLES[BLACKBOX]}; {len(done[BLACKBOX])} seeds, {size}", blackbox_tables(attacked)]
+        texts += [f"## {TITLES[BLACKBOX]}; seeds: {len(done[BLACKBOX])}, {size}", blackbox_tables(attacked)]
     text = "\n\n".join(texts) + "\n"
     write_bytes(output / "tables.md", text.encode())
     summary: dict[str, dict[str, list[float]]] = {}  # accuracy of single draws, each seed
@@ -463,7 +452,7 @@ def main() -> None:
     if options.epochs is not None:
         given |= {"lstm_epochs": options.epochs, "blackbox_epochs": options.epochs}
     settings = replace(settings, **given)
-    sigmas = tuple(i / 10 for i in range(11)) if options.all_sigmas else SIGMAS
+    sigmas = tuple(i / 10 for i in range(11)) if options.all_sigmas else (0.0, 1.0) if options.quick else SIGMAS
     parts = (*GRIDS, BLACKBOX) if options.part == "all" else (options.part,)
     agreed(output, settings)
     done: dict[str, list[int]] = {part: [] for part in (*GRIDS, BLACKBOX)}

@@ -56,7 +56,9 @@ def test_digits_are_cut_and_filled_up(split, coordinates, points, tmp_path):
     assert y.tolist() == [0, 1, 2]
 
 
-walks = st.lists(st.lists(st.tuples(st.integers(0, 28), st.integers(0, 28)), min_size=1, max_size=6), min_size=1, max_size=5)
+walks = st.lists(
+    st.lists(st.tuples(st.integers(0, 28), st.integers(0, 28)), min_size=1, max_size=6), min_size=1, max_size=5
+)
 
 
 @given(walks, st.integers(1, 8))
@@ -65,9 +67,7 @@ def test_any_walk_inside_the_image_is_read_and_stays_in_the_box(tmp_path_factory
     folder = write(tmp_path_factory.mktemp("strokes"), arrays(digits))
     for coordinates in ("absolute", "relative"):
         x, _ = mnist_strokes(folder, "test", points, coordinates).tensors
-        assert torch.allclose(
-            x, torch.tensor([brute_force(d, points, coordinates) for d in digits]), rtol=0, atol=1e-7
-        )
+        assert torch.allclose(x, torch.tensor([brute_force(d, points, coordinates) for d in digits]), rtol=0, atol=1e-7)
         assert 0 <= x.min() <= x.max() <= 1
 
 
@@ -109,13 +109,15 @@ POINT = arrays()["test_points"]
     ],
 )
 def test_a_file_of_something_else_is_named(content, words, tmp_path):
-    with pytest.raises(ValueError, match=rf"mnist_strokes\.npz is not a file of pen strokes: .*({words}).*fetch it again"):
+    with pytest.raises(
+        ValueError, match=rf"mnist_strokes\.npz is not a file of pen strokes: .*({words}).*fetch it again"
+    ):
         mnist_strokes(write(tmp_path, content), "test")
 
 
 def test_objects_are_never_unpickled(tmp_path):
     write(tmp_path, changed(test_labels=np.array([{}, {}, {}], dtype=object)))
-    with pytest.raises(ValueError, match="it cannot be read .*pickle"):
+    with pytest.raises(ValueError, match=r"it cannot be read .*pickle"):
         mnist_strokes(tmp_path, "test")
 
 
@@ -126,7 +128,7 @@ def test_a_damaged_file_is_named(tmp_path):
     np.save(single, POINT)
     for wrong in (b"", b"PK", content[:-30], content[: len(content) // 2], b"x" + content[1:], single.getvalue()):
         path.write_bytes(wrong)
-        with pytest.raises(ValueError, match="is not a file of pen strokes: .*fetch it again"):
+        with pytest.raises(ValueError, match=r"is not a file of pen strokes: .*fetch it again"):
             mnist_strokes(tmp_path, "test")
     place = content.find(POINT.tobytes())
     assert place > 0
