@@ -15,7 +15,8 @@ from snnrobust.attacks.bit_flip_result import Flip
 from snnrobust.attacks.losses import Loss, cross_entropy
 from snnrobust.draws import derive, draws
 from snnrobust.hardware.bits import StoredWeights, flip_deltas, store
-from snnrobust.hardware.deploy import SYNAPTIC, DeployedLayer
+from snnrobust.hardware.deploy import SYNAPTIC
+from snnrobust.hardware.synapses import DeployedLayer
 
 __all__ = ["Candidates", "Memory", "Passes"]
 

@@ -15,7 +15,7 @@ from snnrobust import checks
 from snnrobust.attacks.gradient import frozen, registered, usable
 from snnrobust.attacks.losses import Loss
 from snnrobust.draws import Stream, draws
-from snnrobust.hardware.deploy import DeployedLayer
+from snnrobust.hardware.synapses import DeployedLayer
 
 __all__ = ["TimeSummed"]
 

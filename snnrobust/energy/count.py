@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnrobust import checks
@@ -17,7 +16,10 @@ from snnrobust.draws import evaluating
 from snnrobust.encoders import Encoder
 from snnrobust.energy.fan_out import Product, fan_out
 from snnrobust.energy.operations import LayerOperations, NeuronUpdates, Operations, joint_magnitude
-from snnrobust.hardware.deploy import DIGITAL, PLAIN_FORWARDS, SYNAPTIC, DeployedLayer, _WithoutTime
+from snnrobust.hardware.deploy import DIGITAL, PLAIN_FORWARDS, SYNAPTIC
+from snnrobust.hardware.operation import Operation
+from snnrobust.hardware.recurrent import Unrolled
+from snnrobust.hardware.synapses import DeployedLayer, WithoutTime
 from snnrobust.neurons import Neuron, Recurrent
 from snnrobust.temporal import Temporal
 
@@ -88,10 +90,12 @@ def _time(model: nn.Module, x: Tensor) -> tuple[int, int]:
 
 def _synaptic(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The layers to count. A layer that would be missed is an error."""
-    inside = {id(m.layer) for m in model.modules() if isinstance(m, _WithoutTime)}
+    inside = {id(m.layer) for m in model.modules() if isinstance(m, WithoutTime)}
     for name, module in model.named_modules():
         where = f"{name or 'the model'} ({type(module).__name__})"
-        if isinstance(module, DeployedLayer | _WithoutTime):
+        if isinstance(module, Unrolled) or (isinstance(module, Recurrent) and isinstance(module.recurrent, Temporal)):
+            raise TypeError(f"{where} is a recurrent layer on a chip, which is not counted: count the original model")
+        if isinstance(module, DeployedLayer | WithoutTime):
             if id(module) not in inside:
                 yield name, module
         elif isinstance(module, nn.RNNBase):
@@ -208,7 +212,7 @@ class _Layer:
         self.magnitude = joint_magnitude(self.magnitude, _magnitude(x))
 
     def result(self) -> LayerOperations:
-        kind = DeployedLayer if isinstance(self.module, _WithoutTime) else type(self.module)
+        kind = DeployedLayer if isinstance(self.module, WithoutTime) else type(self.module)
         return LayerOperations(
             self.name, kind.__name__, *self.shapes, self.magnitude, self.constant,
             self.dense, self.events, self.inputs, self.nonzero,
@@ -237,12 +241,12 @@ class _Neurons:
 
 
 def _product(module: nn.Module) -> tuple[Product, Tensor]:
-    if isinstance(module, _WithoutTime):
+    if isinstance(module, WithoutTime):
         module = module.layer
     if isinstance(module, DeployedLayer):
         return module.array.operation, module.array.weight
     assert isinstance(module, SYNAPTIC)
-    return F.linear if isinstance(module, nn.Linear) else module._conv_forward, module.weight
+    return Operation.of(module), module.weight
 
 
 def _recurrent_products(rnn: nn.RNNBase, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from snnrobust import checks, draws
 from snnrobust.draws import Stochastic
+from snnrobust.hardware.operation import Operation
 
-__all__ = ["BACKENDS", "Array", "Backend", "Chain", "Drawn"]
+__all__ = ["BACKENDS", "Array", "At", "Backend", "Chain", "Drawn", "Gradient", "effects"]
 
 Drawn = Literal["chip", "inference", "step"]
 """When a random effect is drawn: once when the chip is made, once a forward pass, or at every time step."""
 
+Gradient = Literal["exact", "straight-through", "none"]
+"""What an effect passes back to the input: its derivative, that of a declared stand-in, or nothing."""
+
+At = Literal["product", "after_norm"]
+"""Where an effect reads: at the product of the array, or after the normalisation that follows it."""
+
 BACKENDS: dict[str, type[Backend]] = {}
 
 
-class Array(nn.Module):
+class Array(Stochastic):
     """What is stored of one layer, and its product with an input. Subclasses may tile it, slice its bits or look it up.
 
     Args:
         weight: As in the layer that it came from.
-        operation: ``(x, weight, bias) -> y`` for a batch, such as ``F.linear``.
+        operation: What the layer does with it.
     """
 
     weight: Tensor
 
-    def __init__(self, weight: Tensor, operation: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> None:
+    def __init__(self, weight: Tensor, operation: Operation) -> None:
         super().__init__()
         self.register_buffer("weight", weight.detach().clone())
         self.operation = operation
 
-    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self.operation(x, self.weight, bias)
+    @property
+    def stochastic(self) -> bool:
+        return False
+
+    def product(self, x: Tensor, bias: Tensor | None, start: int) -> Tensor:
+        """``[T, B, *] -> [T, B, *]``, where ``start`` is the first time step of ``x``."""
+        y: Tensor = self.operation(x.flatten(0, 1), self.weight, bias).unflatten(0, x.shape[:2])
+        return y
 
 
 class Backend(Stochastic):
@@ -43,11 +56,21 @@ class Backend(Stochastic):
 
     - ``program`` once a chip: what the array stores;
     - ``drive`` at every product: what reaches the array, ``[T, B, *]``;
-    - ``read`` at every product: what is read from it, ``[T, B, *]``, where ``start`` is the first time step of ``y``.
+    - ``read`` at every product: what is read from it, ``[T, B, *]``, where ``start`` is the first time step of ``y``;
+    - ``neuron`` once a chip: what becomes of a neuron.
 
-    An instance is a recipe. :func:`~snnrobust.hardware.deploy` gives each layer a copy of its own.
+    An instance is a recipe. :func:`~snnrobust.hardware.deploy` gives each layer and each neuron a copy of its own. Constructor
+    arguments are plain values, kept as attributes of the same names.
+
+    Attributes:
+        drawn: When its randomness is drawn; None where it has none.
+        gradient: What it passes back to the input.
+        at: Where ``read`` acts.
     """
 
+    drawn: Drawn | None = None
+    gradient: ClassVar[Gradient] = "exact"
+    at: At = "product"
     _chip: Tensor | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -56,7 +79,8 @@ class Backend(Stochastic):
 
     @property
     def stochastic(self) -> bool:
-        return False
+        """Whether it draws anything in a forward pass."""
+        return self.drawn in ("inference", "step")
 
     def program(self, array: Array) -> Array:
         return array
@@ -67,6 +91,10 @@ class Backend(Stochastic):
     def read(self, y: Tensor, start: int) -> Tensor:
         return y
 
+    def neuron(self, neuron: nn.Module) -> nn.Module:
+        """A spiking neuron (or ``nn.ReLU``) as it is on the chip: a :class:`~snnrobust.temporal.Temporal` module for one."""
+        return neuron
+
     def noise(self, like: Tensor, start: int, drawn: Drawn) -> Tensor:
         """Standard normal noise for ``like`` ``[T, B, *]``, drawn as declared and broadcast over the rest."""
         checks.choice("drawn", drawn, get_args(Drawn))
@@ -75,13 +103,17 @@ class Backend(Stochastic):
         elif drawn == "inference":
             noise = self.normal((1, *like.shape[1:]), 0, like.device)
         else:
-            if self._chip is None:
-                raise RuntimeError(
-                    f"{type(self).__name__} is on no chip yet: use hardware.deploy(model, backend, seed=...)"
-                )
             one = torch.zeros(1, dtype=torch.int64, device=like.device)
-            noise = draws.normal(self._chip.to(like.device), one, (1, 1, *like.shape[2:]))
+            noise = draws.normal(self.chip_key(like.device), one, (1, 1, *like.shape[2:]))
         return noise.to(like.dtype)
+
+    def chip_key(self, device: torch.device | None = None) -> Tensor:
+        """The key of what is drawn once a chip: for ``draws.normal(key, ids, shape)`` and its like."""
+        if self._chip is None:
+            raise RuntimeError(
+                f"{type(self).__name__} is on no chip yet: use hardware.deploy(model, backend, seed=...)"
+            )
+        return self._chip.to(device)
 
 
 class Chain(Backend):
@@ -94,20 +126,39 @@ class Chain(Backend):
                 raise TypeError(f"backends of a Chain must be Backend instances, got {type(backend).__name__}")
         self.backends = nn.ModuleList(backends)
 
-    def _each(self) -> list[Backend]:
+    def each(self) -> list[Backend]:
+        """Its backends, in order."""
         return [b for b in self.backends if isinstance(b, Backend)]
 
+    @property
+    def stochastic(self) -> bool:
+        return False  # its parts speak for themselves
+
     def program(self, array: Array) -> Array:
-        for backend in self._each():
+        for backend in self.each():
             array = backend.program(array)
         return array
 
     def drive(self, x: Tensor) -> Tensor:
-        for backend in self._each():
+        for backend in self.each():
             x = backend.drive(x)
         return x
 
     def read(self, y: Tensor, start: int) -> Tensor:
-        for backend in self._each():
+        for backend in self.each():
             y = backend.read(y, start)
         return y
+
+    def neuron(self, neuron: nn.Module) -> nn.Module:
+        for backend in self.each():
+            neuron = backend.neuron(neuron)
+        return neuron
+
+
+def effects(backend: Backend) -> Iterator[Backend]:
+    """The single effects of ``backend``, in order; chains are looked into."""
+    if isinstance(backend, Chain):
+        for inner in backend.each():
+            yield from effects(inner)
+    else:
+        yield backend

@@ -5,53 +5,57 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.draws import draws
+from snnrobust.draws import derive, draws
 from snnrobust.hardware.backend import Array, Backend
-from snnrobust.hardware.deploy import (
-    SYNAPTIC,
-    _begin_forward,
-    _refuse,
-    _sees_time,
-    _WithoutTime,
-    folded,
+from snnrobust.hardware.deploy import begin_forward, key_of, norm_after, refuse, sees_time, swap, synaptic
+from snnrobust.hardware.operation import Operation
+from snnrobust.hardware.recurrent import Product, TorchSignature, Unrolled
+from snnrobust.hardware.synapses import (
+    AfterNorm,
+    WithoutTime,
+    channels_last,
     imprint,
-    key_of,
+    reads_after,
+    reads_before,
 )
-from snnrobust.temporal import Temporal
+from snnrobust.temporal import State, Temporal
 
 __all__ = ["demand_learnable", "on_chips"]
 
-_Layer = nn.Linear | nn.modules.conv._ConvNd
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
 class LearningLayer(Temporal):
-    """A synaptic layer whose forward pass is that of a chip, ``[T, B, *] -> [T, B, *]``; in eval mode it is the layer alone.
+    """A product whose forward pass is that of a chip, ``[T, B, *] -> [T, B, *]``; in eval mode it is the layer's alone.
 
     The gradient passes :meth:`Backend.program` straight through to the layer's weight.
+
+    Args:
+        layer: ``nn.Linear``, ``nn.Conv*``, or a product of a recurrent layer.
     """
 
     array: Array
 
-    def __init__(self, layer: _Layer, backend: Backend) -> None:
+    def __init__(self, layer: nn.Module | Product, backend: Backend) -> None:
         super().__init__()
         self._of = (layer,)  # in a tuple it is no part of the module tree: its parameters keep their names
-        self.operation = F.linear if isinstance(layer, nn.Linear) else layer._conv_forward
-        self.backend, self.planar = backend, isinstance(layer, nn.Conv2d)
+        self.operation = Operation() if isinstance(layer, Product) else Operation.of(layer)
+        self.backend = backend
+
+    def _parameters_now(self) -> tuple[Tensor, Tensor | None]:
+        return self._of[0].weight, self._of[0].bias  # type: ignore[return-value]
 
     def make(self, key: int) -> None:
         """A new chip of the weights as they are now."""
-        weight = self._of[0].weight
         imprint(self.backend, key)
         with draws(self.backend, key), torch.no_grad():
-            self.array = self.backend.program(Array(weight, self.operation))
+            self.array = self.backend.program(Array(self._parameters_now()[0], self.operation))
         _forget(self.array)
 
     def initial_state(self, x_t: Tensor) -> int:
@@ -67,26 +71,86 @@ class LearningLayer(Temporal):
         return self._run(x, 0, whole=True)
 
     def _run(self, x: Tensor, start: int, whole: bool = False) -> Tensor:
-        planar = whole and self.planar
+        planar = whole and self.operation.planar
+        weight, bias = self._parameters_now()
         if not self.training:
-            layer = self._of[0]
-            y = self.operation(folded(x, planar), layer.weight, layer.bias)
-            return torch.unflatten(y, 0, (x.shape[0], -1))
-        x = self.backend.drive(x)
-        y = self._product(folded(x, planar))
-        return self.backend.read(y.unflatten(0, (x.shape[0], -1)), start)
+            return _folded(self.operation, channels_last(x, planar), weight, bias)
+        x = channels_last(self.backend.drive(x), planar)
+        return self.backend.read(self._product(x, weight, bias, start), start)
 
-    def _product(self, x: Tensor) -> Tensor:
-        weight, bias = self._of[0].weight, self._of[0].bias
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None, start: int) -> Tensor:
         through = weight - weight.detach()  # zero, with the gradient of the identity
         if type(self.array).product is Array.product:
-            return self.array.operation(x, self.array.weight + through, bias)
+            return _folded(self.operation, x, self.array.weight + through, bias)
         without = None if bias is None else torch.zeros_like(bias)
-        return self.array.product(x, bias) + self.operation(x.detach(), through, without)
+        return self.array.product(x, bias, start) + _folded(self.operation, x.detach(), through, without)
 
 
-class _LearningWithoutTime(_WithoutTime):
-    """A :class:`LearningLayer` where there is no time axis."""
+def _folded(operation: Operation, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = operation(x.flatten(0, 1), weight, bias).unflatten(0, x.shape[:2])
+    return y
+
+
+class LearningRecurrent(Temporal):
+    """A recurrent torch layer whose products are learnt on chips; in eval mode it is the layer alone."""
+
+    def __init__(self, rnn: nn.RNNBase, backend: Backend) -> None:
+        super().__init__()
+        self._of = (rnn,)
+        self.unrolled = Unrolled(rnn, lambda name, product: LearningLayer(product, _forget(deepcopy(backend))))
+
+    def make(self, key: int) -> None:
+        for name, synapse in self.unrolled.synapses.items():
+            assert isinstance(synapse, LearningLayer)
+            synapse.make(derive(key, name))
+
+    def initial_state(self, x_t: Tensor) -> State:
+        return self.unrolled.initial_state(x_t)
+
+    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.unrolled.step(x_t, state)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.unrolled(x) if self.training else self._of[0](x)[0]  # type: ignore[no-any-return]
+
+
+class LearningTorchSignature(TorchSignature):
+    """A :class:`LearningRecurrent` layer that is called as torch's."""
+
+    def __init__(self, rnn: nn.RNNBase, backend: Backend) -> None:
+        learning = LearningRecurrent(rnn, backend)
+        super().__init__(rnn, learning.unrolled)
+        self._of, self.make = (rnn,), learning.make
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        return super().forward(x, state) if self.training else self._of[0](x, state)
+
+
+class LearningAfterNorm(AfterNorm):
+    """A normalisation whose backend reads after it while it is trained; it keeps the parameters and buffers of its own."""
+
+    def __init__(self, norm: nn.Module, backend: Backend) -> None:
+        Temporal.__init__(self)
+        self._of, self.backend = (norm,), backend
+
+    @property
+    def norm(self) -> nn.Module:  # type: ignore[override]
+        return self._of[0]
+
+    def make(self, key: int) -> None:
+        imprint(self.backend, key)
+
+    def train(self, mode: bool = True) -> LearningAfterNorm:
+        super().train(mode)
+        self._of[0].train(mode)
+        return self
+
+    def _read(self, y: Tensor, start: int) -> Tensor:
+        return super()._read(y, start) if self.training else y
+
+
+class LearningWithoutTime(WithoutTime):
+    """A learning module where there is no time axis."""
 
 
 @contextmanager
@@ -103,39 +167,56 @@ def on_chips(model: nn.Module, backend: Backend) -> Iterator[Callable[[int], Non
 
     Args:
         model: Spiking or ordinary.
-        backend: A recipe, of which each layer gets a copy.
+        backend: A recipe, of which each layer gets a copy. Its effects on neurons are left out.
 
     Raises:
         TypeError, ValueError: as :func:`~snnrobust.hardware.deploy`; weights that are computed from other parameters; a backend
             with parameters of its own.
     """
     demand_learnable(model, backend)
-    placed: list[tuple[nn.Module, str, _Layer, nn.Module]] = []
-    layers: dict[str, LearningLayer] = {}
-    handle = model.register_forward_pre_hook(_begin_forward)
+    placed: list[tuple[str, nn.Module, nn.Module]] = []
+    late = reads_after(backend)
+    learners: dict[str, Callable[[int], None]] = {}
+
+    def place(name: str, seat: nn.Module, make: Callable[[int], None]) -> None:
+        own = model.get_submodule(name)
+        for path, parameter in own.named_parameters(recurse=False):
+            seat.register_parameter(path, parameter)
+        if isinstance(seat, WithoutTime | LearningAfterNorm):
+            for path, buffer in own.named_buffers(recurse=False):
+                seat.register_buffer(path, buffer, path not in own._non_persistent_buffers_set)
+        placed.append((name, own, seat))
+        learners[name] = make
+        swap(model, name, seat.train(own.training))
+
+    handle = model.register_forward_pre_hook(begin_forward)
     try:
-        for name, layer in _synaptic(model).items():
-            learning = LearningLayer(layer, _forget(deepcopy(backend)).to(layer.weight.device))
-            layers[name] = learning
-            seat: nn.Module = learning if _sees_time(model, name) else _LearningWithoutTime(learning)
-            for part in ("weight", "bias"):
-                seat.register_parameter(part, getattr(layer, part))
-            parent_name, _, child = name.rpartition(".")
-            parent = model.get_submodule(parent_name)
-            placed.append((parent, child, layer, seat))
-            setattr(parent, child, seat.train(layer.training))
+        for name, layer in synaptic(model).items():
+            device = next(layer.parameters()).device
+            norm = norm_after(model, name) if late is not None else None
+            own = _forget((deepcopy(backend) if norm is None else reads_before(backend)).to(device))
+            time = sees_time(model, name)
+            if isinstance(layer, nn.RNNBase):
+                recurrent = LearningRecurrent(layer, own) if time else LearningTorchSignature(layer, own)
+                place(name, recurrent, recurrent.make)
+            else:
+                learning = LearningLayer(layer, own)
+                place(name, learning if time else LearningWithoutTime(learning), learning.make)
+            if norm is not None and late is not None:
+                after = LearningAfterNorm(model.get_submodule(norm), _forget(deepcopy(late).to(device)))
+                place(norm, after if time else LearningWithoutTime(after), after.make)
 
         def make(seed: int) -> None:
             checks.count("seed", seed, low=0)
-            for name, learning in layers.items():
-                learning.make(key_of(seed, name))
-            _begin_forward(model, None)
+            for name, learner in learners.items():
+                learner(key_of(seed, name))
+            begin_forward(model, None)
 
         yield make
     finally:
         handle.remove()
-        for parent, child, layer, seat in placed:
-            setattr(parent, child, layer.train(seat.training))
+        for name, own_layer, seat in placed:
+            swap(model, name, own_layer.train(seat.training))
 
 
 def demand_learnable(model: nn.Module, backend: Backend) -> None:
@@ -148,21 +229,15 @@ def demand_learnable(model: nn.Module, backend: Backend) -> None:
         raise TypeError(
             f"{type(backend).__name__} has parameters of its own, which training through chips does not learn"
         )
-    found = _synaptic(checks.module("model", model))
-    _refuse(model, dict(found))
+    found = synaptic(checks.module("model", model))
+    refuse(model, found)
     for name, layer in found.items():
-        if not name:
-            raise TypeError("the model is a single layer: wrap it in nn.Sequential")
-        _sees_time(model, name)
-        if "weight" not in layer._parameters:
+        sees_time(model, name)
+        if not isinstance(layer, nn.RNNBase) and "weight" not in layer._parameters:
             raise TypeError(
                 f"{name} ({type(layer).__name__}) computes its weight from other parameters: make that permanent first, as by "
                 "torch.nn.utils.prune.remove or parametrize.remove_parametrizations"
             )
-
-
-def _synaptic(model: nn.Module) -> dict[str, _Layer]:
-    return {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, SYNAPTIC)}
 
 
 def _forget(module: _Module) -> _Module:

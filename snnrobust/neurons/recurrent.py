@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ __all__ = ["Recurrent"]
 
 
 class RecurrentState(NamedTuple):
-    """State of a :class:`Recurrent` layer: that of its neurons, and their last spikes ``[B, F]``."""
+    """State of a :class:`Recurrent` layer: that of its neurons, their last spikes ``[B, F]``, on a chip that of its product."""
 
     neuron: State
     spikes: Tensor
+    synapses: State = None
 
 
 class Recurrent(Temporal):
@@ -48,12 +49,19 @@ class Recurrent(Temporal):
         return super().forward(x)
 
     def initial_state(self, x_t: Tensor) -> RecurrentState:
-        return RecurrentState(self.neuron.initial_state(x_t), torch.zeros_like(x_t))
+        product: nn.Module = self.recurrent  # on a chip, a temporal module
+        synapses = product.initial_state(x_t) if isinstance(product, Temporal) else None
+        return RecurrentState(self.neuron.initial_state(x_t), torch.zeros_like(x_t), synapses)
 
     def step(self, x_t: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         x_t = continues(self._fits(x_t), state.spikes)
-        s, after = self.neuron.step(x_t + self.recurrent(state.spikes), state.neuron)
-        return s, RecurrentState(after, s)
+        synapses, product = state.synapses, cast(nn.Module, self.recurrent)
+        if isinstance(product, Temporal):
+            y, synapses = product.step(state.spikes, synapses)
+        else:
+            y = product(state.spikes)
+        s, after = self.neuron.step(x_t + y, state.neuron)
+        return s, RecurrentState(after, s, synapses)
 
     def membrane(self, x: Tensor) -> Tensor:
         """The potential of its neurons after each step's reset, ``[T, B, F]``, without gradient."""

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from snnrobust import hardware
 from snnrobust.draws import draws
 from snnrobust.encoders import Direct, Poisson
 from snnrobust.hardware import Chain, GaussianNoise, deploy
@@ -158,8 +159,7 @@ class Plain(nn.Module):
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        (nn.LSTM(4, 4), r"1 \(LSTM\) has weights that deploy cannot put on a chip"),
-        (nn.GRU(4, 4), r"1 \(GRU\) has weights"),
+        (nn.LSTMCell(4, 4), r"1 \(LSTMCell\) has weights that deploy cannot put on a chip"),
         (nn.Embedding(4, 4), r"1 \(Embedding\) has weights"),
         (nn.Bilinear(4, 4, 4), r"1 \(Bilinear\) has weights"),
         (nn.ConvTranspose1d(4, 4, 1), r"1 \(ConvTranspose1d\) has weights"),
@@ -187,7 +187,7 @@ def test_a_layer_that_does_not_see_time_is_an_error(part):
 @pytest.mark.parametrize(
     ("model", "error", "words"),
     [
-        (nn.Sequential(nn.ReLU()), ValueError, "no nn.Linear or nn.Conv"),
+        (nn.Sequential(nn.ReLU()), ValueError, "no nn.Linear, nn.Conv"),
         (nn.Linear(2, 2), TypeError, "wrap it in nn.Sequential"),
     ],
 )
@@ -274,3 +274,23 @@ def test_saving_a_chip_says_what_to_do_instead(tmp_path):
     chip = deploy(nn.Sequential(nn.Linear(2, 2)), GaussianNoise(0.1), seed=1)
     with pytest.raises(TypeError, match="save the original, and deploy it again"):
         save(chip, tmp_path / "chip")
+
+
+def test_a_fleet_is_chips_of_consecutive_seeds(model, x):
+    fleet = hardware.fleet(model, NOISY, 3, seed=5)
+    logits = [run(chip, x) for chip in fleet]
+    assert len(logits) == 3
+    assert all(torch.equal(y, run(deploy(model, NOISY, seed=5 + i), x)) for i, y in enumerate(logits))
+    assert not torch.equal(logits[0], logits[1])
+    for wrong in ({"n": 0}, {"n": 2, "seed": -1}):
+        with pytest.raises(ValueError, match="must be"):
+            hardware.fleet(model, NOISY, **wrong)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(value):
+    model = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4))
+    with torch.no_grad():
+        model[1].weight_hh_l0[0, 0] = value
+    with pytest.raises(ValueError, match=r"1 \(LSTM\): weight_hh_l0 contains NaN or infinity"):
+        deploy(model, IDEAL, seed=0)

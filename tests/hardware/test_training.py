@@ -126,9 +126,9 @@ def test_the_gradient_of_read_is_exact():
 class Halves(Array):
     """Two tiles whose products are added."""
 
-    def product(self, x, bias):
-        half = self.weight / 2
-        return self.operation(x, half, bias) + self.operation(x, half, None)
+    def product(self, x, bias, start):
+        half, folded = self.weight / 2, x.flatten(0, 1)
+        return (self.operation(folded, half, bias) + self.operation(folded, half, None)).unflatten(0, x.shape[:2])
 
 
 class Tiled(Backend):
@@ -219,7 +219,7 @@ BACKENDS.pop("Learned")
     ("victim", "backend", "error", "words"),
     [
         (lambda: nn.Linear(16, 3), Backend(), TypeError, "single layer"),
-        (lambda: nn.Sequential(nn.Flatten()), Backend(), ValueError, "no nn.Linear or nn.Conv layer"),
+        (lambda: nn.Sequential(nn.Flatten()), Backend(), ValueError, "no nn.Linear, nn.Conv or recurrent layer"),
         (lambda: nn.Sequential(nn.Bilinear(2, 2, 2), nn.Linear(2, 2)), Backend(), TypeError, "0 .*Bilinear"),
         (
             lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(16, 3))),
