@@ -99,6 +99,7 @@ def _gradient(size: int, count: int) -> Case:
         reference=BLOCKS,
         unit="ms a tile",
         scale=1e3 / count,
+        targets=(Target(f"{count} tiles of {size} x {size}, gradient", OURS, BLOCKS, WANTED_OF_GRADIENT),),
         remarks=(
             f"{OURS} computes the adjoint, solving again; the block-tridiagonal solver is differentiated by autograd.",
         ),
