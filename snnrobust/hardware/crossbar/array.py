@@ -99,19 +99,20 @@ class ConvertedArray(CrossbarArray):
         return max(1, MOST_PATCHES // max(1, x[:1].numel() * window))
 
     def _partial(self, x: Tensor, tiles: Tensor, scale: Tensor) -> Tensor:
-        patches = self.operation.patches(x)  # [N, groups, L, K]
-        largest = self.top * scale.reshape(-1, 1, 1, 1)
+        patches = self.operation.patches(x).transpose(0, 1)  # [groups, N, L, K]
+        size = patches.shape[1:3]
+        rows = patches.flatten(1, 2)  # all samples in one product: the weights are not repeated
+        scale = scale.reshape(1, -1, 1, 1)
         total: Tensor | None = None
-        for part, tile in zip(patches.split(self.rows, -1), tiles, strict=True):
-            y = self._read(part @ tile[:, : part.shape[-1]], largest, scale)
+        for part, tile in zip(rows.split(self.rows, -1), tiles, strict=True):
+            y = self._read(torch.bmm(part, tile[:, : part.shape[-1]]).unflatten(1, size), scale)
             total = y if total is None else total + y
         assert total is not None
-        return self.operation.assemble(total, x)
+        return self.operation.assemble(total.transpose(0, 1), x)
 
-    def _read(self, y: Tensor, largest: Tensor, scale: Tensor) -> Tensor:
+    def _read(self, y: Tensor, scale: Tensor) -> Tensor:
         if self.observed is None:
-            return convert(y, self.adc_bits, largest)
-        s = scale.reshape(-1, 1, 1, 1)
-        relative = torch.where(s > 0, y.detach() / torch.where(s > 0, s, 1.0), 0.0)
+            return convert(y, self.adc_bits, self.top * scale)
+        relative = torch.where(scale > 0, y.detach() / torch.where(scale > 0, scale, 1.0), 0.0)
         self.observed = torch.maximum(self.observed, relative.abs().amax())
         return y
