@@ -12,7 +12,22 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import attack, encoder, events, fit, harness, lif, peers, plots, report, rules, steps, threads, train
+from benchmarks import (
+    attack,
+    crossbar,
+    encoder,
+    events,
+    fit,
+    harness,
+    lif,
+    peers,
+    plots,
+    report,
+    rules,
+    steps,
+    threads,
+    train,
+)
 from benchmarks.environment import allocator, environment
 from benchmarks.harness import Result
 
@@ -28,6 +43,7 @@ BENCHMARKS: dict[str, tuple[harness.Cases, int]] = {
     "steps": (steps.cases, 5),
     "steps-memory": (steps.peaks, 1),
     "rules-memory": (rules.peaks, 1),
+    "crossbar": (crossbar.cases, 7),
 }
 """Name to (cases, repeats)."""
 

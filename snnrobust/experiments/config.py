@@ -284,9 +284,9 @@ class Experiment(_Section):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"{what}: the name {twice[0]!r} is given twice")
-        files = [file_name(name) for name in models]
-        if len(set(files)) < len(files):
-            raise ValueError(f"models: two names give the same file name: {', '.join(models)}")
+        for what, names in (("models", list(models)), ("chips", [c.name for c in self.chips])):
+            if len({file_name(name) for name in names}) < len(names):
+                raise ValueError(f"{what}: two names give the same file name: {', '.join(names)}")
         reserved = {"chips": [IDEAL], "attacks": [*NO_ATTACKS]}
         for what, found in (("chips", [c.name for c in self.chips]), ("attacks", [a.name for a in self.attacks])):
             for taken in reserved[what]:

@@ -31,7 +31,7 @@ from snnrobust.experiments.build import (
     changes,
     finished,
 )
-from snnrobust.experiments.config import Experiment, ModelSection, file_name
+from snnrobust.experiments.config import ChipSection, Experiment, ModelSection, file_name
 from snnrobust.models import EarlyExit, SpikingClassifier, describe, exit_curve, load, save
 from snnrobust.models.checkpoint import write_bytes, write_tensors
 
@@ -44,8 +44,8 @@ def run(experiment: Experiment, text: str, folder: str | Path, progress: bool = 
     The folder then holds ``experiment.toml``, ``configuration.json`` (with all defaults), ``versions.json``, ``models/`` (of each
     the checkpoint that is judged, history and resumable training state, and ``NAME.trained.safetensors`` where truncation or an
     early exit made another model of the trained one; where a rule gives them, ``NAME.conversion.json``, the report of a
-    conversion, and ``NAME.learnt.safetensors``, what it learnt beside the model, such as readouts), ``cells/``, ``figures/``,
-    ``results.json``, ``samples.csv`` and ``report.html``.
+    conversion, and ``NAME.learnt.safetensors``, what it learnt beside the model, such as readouts), ``chips/`` (each model on
+    each chip, ``MODEL--CHIP.safetensors``), ``cells/``, ``figures/``, ``results.json``, ``samples.csv`` and ``report.html``.
     Every file is written atomically. On a folder of an interrupted run it goes on; on a finished one it does nothing.
 
     Raises:
@@ -59,7 +59,7 @@ def run(experiment: Experiment, text: str, folder: str | Path, progress: bool = 
         return read_results(folder)
     train, validation, test = _data(experiment)
     models, histories = _train(experiment, train, validation, folder / "models", progress)
-    report = _evaluate(experiment, models, test, folder / "cells", progress)
+    report = _evaluate(experiment, models, test, folder, progress)
     results: dict[str, Any] = {
         "name": experiment.name,
         "notes": experiment.notes,
@@ -241,14 +241,17 @@ def _exits(experiment: Experiment, models: Mapping[str, nn.Module], test: Tensor
 
 
 def _evaluate(
-    experiment: Experiment, models: Mapping[str, nn.Module], test: TensorDataset, cells: Path, progress: bool
+    experiment: Experiment, models: Mapping[str, nn.Module], test: TensorDataset, run_folder: Path, progress: bool
 ) -> RobustnessReport:
+    cells, folder = run_folder / "cells", run_folder / "chips"
     settings, report = experiment.evaluation, RobustnessReport()
     for section in experiment.models:
         model = models[section.name]
         chips: dict[str, nn.Module | None] = {}
         for chip in experiment.chips if section.trap is None else ():
-            chips[chip.name] = hardware.deploy(model, build_backend(chip), seed=chip.seed)
+            chips[chip.name] = _chip(
+                chip, model, folder / f"{file_name(section.name)}--{file_name(chip.name)}.safetensors"
+            )
         grids: list[tuple[dict[str, nn.Module | None], Sequence[float]]] = [({"ideal": None}, settings.eps)]
         if chips:
             grids.append((chips, settings.chip_eps or settings.eps))
@@ -272,6 +275,15 @@ def _evaluate(
                 report.extend(part)
     report.settings["seed"] = experiment.seed
     return report
+
+
+def _chip(section: ChipSection, model: nn.Module, path: Path) -> nn.Module:
+    """The model on a chip, which is kept: what it cost to make is paid once, and the chip can be attacked again."""
+    if path.exists():
+        return hardware.load(path)
+    chip = hardware.deploy(model, build_backend(section), seed=section.seed)
+    hardware.save(chip, path)
+    return chip
 
 
 def _attacks(

@@ -273,7 +273,8 @@ def test_other_dtypes_are_solved_in_float64_and_rounded(dtype):
 def test_voltages_of_devices_give_the_currents():
     G, w = draw(12, 2, 6, 8), Wires(100.0, 2.0, 6.0, 30.0)
     drive, sense = device_voltages(G, w)
-    assert drive.shape == (2, 6, 6, 8) and sense.shape == (2, 8, 6, 8)
+    assert drive.shape == (2, 6, 6, 8)
+    assert sense.shape == (2, 8, 6, 8)
     bit_line = (drive * G.unsqueeze(1)).sum(-2)  # what enters bit line l for 1 V at driver k
     torch.testing.assert_close(bit_line, effective_conductance(G, w), rtol=1e-11, atol=1e-20)
     word_line = -(sense * G.unsqueeze(1)).sum(-1)  # what leaves word line k towards its driver for 1 V at sense l
