@@ -25,7 +25,8 @@ class _Convert(torch.autograd.Function):
         levels = 2 ** (bits - 1) - 1
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(x.abs() <= largest)
-        codes: Tensor = x * torch.where(largest > 0, levels / largest, 0.0)
+        # a range that is hardly above zero has no finite inverse
+        codes: Tensor = x * torch.where(largest > 0, levels / largest, 0.0).clamp_max_(torch.finfo(x.dtype).max)
         # the range itself is a level, to the bit: divide by the levels first
         return codes.round_().clamp_(-levels, levels).div_(levels).mul_(largest)
 

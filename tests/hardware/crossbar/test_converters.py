@@ -51,3 +51,8 @@ def test_the_gradient_is_that_of_the_clip():
 
 def test_nan_stays():
     assert convert(torch.tensor([float("nan")]), 4, ONE).isnan().all()
+
+
+def test_a_range_hardly_above_zero():
+    x = torch.tensor([0.0, 1e-40, 1e-42])
+    assert convert(x, 8, torch.tensor(1e-40)).isfinite().all()
