@@ -14,6 +14,7 @@ from rich.console import Console
 
 from benchmarks import (
     attack,
+    crossbar,
     encoder,
     events,
     fit,
@@ -44,6 +45,7 @@ BENCHMARKS: dict[str, tuple[harness.Cases, int]] = {
     "steps": (steps.cases, 5),
     "steps-memory": (steps.peaks, 1),
     "rules-memory": (rules.peaks, 1),
+    "crossbar": (crossbar.cases, 7),
 }
 """Name to (cases, repeats)."""
 

@@ -22,7 +22,7 @@ def input_range(x: Tensor, dac_range: float | Literal["sample"]) -> Tensor:
     """The input that stands for the full read voltage: for each sample and step, ``[T, B, 1, ...]``, or one for all."""
     if dac_range != "sample":
         return torch.as_tensor(dac_range, dtype=x.dtype, device=x.device)
-    return x.detach().abs().amax(tuple(range(2, x.dim())), keepdim=True)
+    return x.abs().amax(tuple(range(2, x.dim())), keepdim=True)
 
 
 class CrossbarArray(Array):
@@ -50,7 +50,7 @@ class ConvertedArray(CrossbarArray):
 
     Args:
         rows: Of a tile.
-        adc_bits: b.
+        adc_bits: b; None converts nothing.
         adc_range: Where the ADC saturates, as a share of the largest possible partial sum,
             :math:`\max_{r, j} \sum_{i \in r} |W_{ij}|`.
         dac_range: As of :class:`~snnrobust.hardware.Crossbar`.
@@ -60,7 +60,7 @@ class ConvertedArray(CrossbarArray):
     """a, a number."""
 
     def __init__(
-        self, weight: Tensor, programmed: Tensor, operation: Operation, *, rows: int, adc_bits: int, adc_range: float,
+        self, weight: Tensor, programmed: Tensor, operation: Operation, *, rows: int, adc_bits: int | None, adc_range: float,
         dac_range: float | Literal["sample"],
     ) -> None:  # fmt: skip
         super().__init__(weight, programmed, operation)
@@ -80,7 +80,7 @@ class ConvertedArray(CrossbarArray):
 
     def product(self, x: Tensor, bias: Tensor | None, start: int) -> Tensor:
         tiles = self._tiles(self.weight)  # each time, since backends after this one may have changed the weight
-        scale = input_range(x, self.dac_range)
+        scale = self._range(x)
         scale = scale.expand(x.shape[:2] + (1,) * (x.dim() - 2)).flatten(0, 1)
         folded = x.flatten(0, 1)
         size = self._chunk(folded)
@@ -91,6 +91,9 @@ class ConvertedArray(CrossbarArray):
         result: Tensor = y.unflatten(0, x.shape[:2])
         return result
 
+    def _range(self, x: Tensor) -> Tensor:
+        return input_range(x.detach(), self.dac_range)
+
     def _chunk(self, x: Tensor) -> int:
         """Samples whose patches are built at a time."""
         window = 1
@@ -99,19 +102,22 @@ class ConvertedArray(CrossbarArray):
         return max(1, MOST_PATCHES // max(1, x[:1].numel() * window))
 
     def _partial(self, x: Tensor, tiles: Tensor, scale: Tensor) -> Tensor:
-        patches = self.operation.patches(x)  # [N, groups, L, K]
-        largest = self.top * scale.reshape(-1, 1, 1, 1)
+        patches = self.operation.patches(x).transpose(0, 1)  # [groups, N, L, K]
+        size = patches.shape[1:3]
+        rows = patches.flatten(1, 2)  # all samples in one product: the weights are not repeated
+        scale = scale.reshape(1, -1, 1, 1)
         total: Tensor | None = None
-        for part, tile in zip(patches.split(self.rows, -1), tiles, strict=True):
-            y = self._read(part @ tile[:, : part.shape[-1]], largest, scale)
+        for part, tile in zip(rows.split(self.rows, -1), tiles, strict=True):
+            y = self._read(torch.bmm(part, tile[:, : part.shape[-1]]).unflatten(1, size), scale)
             total = y if total is None else total + y
         assert total is not None
-        return self.operation.assemble(total, x)
+        return self.operation.assemble(total.transpose(0, 1), x)
 
-    def _read(self, y: Tensor, largest: Tensor, scale: Tensor) -> Tensor:
+    def _read(self, y: Tensor, scale: Tensor) -> Tensor:
+        if self.adc_bits is None:
+            return y
         if self.observed is None:
-            return convert(y, self.adc_bits, largest)
-        s = scale.reshape(-1, 1, 1, 1)
-        relative = torch.where(s > 0, y.detach() / torch.where(s > 0, s, 1.0), 0.0)
+            return convert(y, self.adc_bits, self.top * scale)
+        relative = torch.where(scale > 0, y.detach() / torch.where(scale > 0, scale, 1.0), 0.0)
         self.observed = torch.maximum(self.observed, relative.abs().amax())
         return y

@@ -16,6 +16,7 @@ from snnrobust.hardware.crossbar.converters import convert
 from snnrobust.hardware.crossbar.devices import stick, vary
 from snnrobust.hardware.crossbar.mapping import Tiling, conductances, weights
 from snnrobust.hardware.crossbar.nodal import Wires
+from snnrobust.hardware.crossbar.nonlinear import NonlinearArray
 from snnrobust.hardware.crossbar.solve import demand_memory, demand_room, solve
 
 __all__ = ["Crossbar", "least_squares_gain"]
@@ -58,6 +59,10 @@ class Crossbar(Backend):
         padding: What the cells of a tile are that hold no weight: ``"off"``, devices at ``r_off`` (they vary and stick as the
             others, and their rows are at 0 V), or ``"open"``, disconnected.
         ir_drop: False leaves out the wires.
+        nonlinearity: b in 1/V of devices with :math:`i = G \sinh(b v) / b`; None, the default, is linear. With wires each input
+            of each tile is then solved by Newton's method, some 0.1 s for one of 64 x 64: for small layers and few images;
+            products that would take more than ten minutes are refused. Backends after it cannot change the weight.
+        read_voltage: What an input at the end of its range is driven with, volts; matters with ``nonlinearity`` only.
         cache: Keep solved tiles on disk (:mod:`snnrobust.hardware.crossbar.cache`).
         progress: Show a bar where solving takes long and a terminal is there.
 
@@ -90,6 +95,8 @@ class Crossbar(Backend):
         output_gain: Literal["none", "tile", "column"] = "none",
         padding: Literal["off", "open"] = "off",
         ir_drop: bool = True,
+        nonlinearity: float | None = None,
+        read_voltage: float = 0.2,
         cache: bool = True,
         progress: bool = True,
     ) -> None:
@@ -123,6 +130,15 @@ class Crossbar(Backend):
         self.output_gain = output_gain
         checks.choice("padding", padding, ("off", "open"))
         self.padding = padding
+        self.nonlinearity = nonlinearity
+        if nonlinearity is not None:
+            hint = "in 1/V; None for linear devices"
+            self.nonlinearity = checks.number("nonlinearity", nonlinearity, 0.0, exclusive_low=True, hint=hint)
+            if output_gain != "none":
+                raise ValueError(
+                    f"output_gain must be 'none' with nonlinearity, got {output_gain!r}: the gain would depend on the input"
+                )
+        self.read_voltage = checks.number("read_voltage", read_voltage, 0.0, exclusive_low=True, hint="in volts")
         self.ir_drop, self.cache = checks.boolean("ir_drop", ir_drop), checks.boolean("cache", cache)
         self.progress = checks.boolean("progress", progress)
         if self.variation or self.stuck_on or self.stuck_off:
@@ -192,8 +208,14 @@ class Crossbar(Backend):
                 "put Crossbar first"
             )
         operation, programmed = array.operation, array.weight
-        matrix = self.effective(operation.matrix(programmed))
-        weight = operation.unmatrix(matrix, programmed.shape).to(programmed.dtype).contiguous()
+        stored = operation.matrix(programmed)
+        weight = operation.unmatrix(self.effective(stored), programmed.shape).to(programmed.dtype).contiguous()
+        if self.nonlinearity is not None:
+            g, scale = self.tiles(stored)
+            return NonlinearArray(
+                weight, programmed, operation, g=g, scale=scale, wires=self.wires if self.ir_drop else None, b=self.nonlinearity,
+                volts=self.read_voltage, adc_bits=self.adc_bits, adc_range=self.adc_range, dac_range=self.dac_range,
+            )  # fmt: skip
         if self.adc_bits is None:
             return CrossbarArray(weight, programmed, operation)
         return ConvertedArray(
@@ -204,7 +226,7 @@ class Crossbar(Backend):
     def drive(self, x: Tensor) -> Tensor:
         if self.dac_bits is None:
             return x
-        return convert(x, self.dac_bits, input_range(x, self.dac_range))
+        return convert(x, self.dac_bits, input_range(x.detach(), self.dac_range))
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self._said())

@@ -23,11 +23,12 @@ class _Convert(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bits: int, largest: Tensor) -> Tensor:
         levels = 2 ** (bits - 1) - 1
-        ctx.save_for_backward(x.abs() <= largest)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(x.abs() <= largest)
+        # a range that is hardly above zero has no finite inverse
+        codes: Tensor = x * torch.where(largest > 0, levels / largest, 0.0).clamp_max_(torch.finfo(x.dtype).max)
         # the range itself is a level, to the bit: divide by the levels first
-        share = torch.where(largest > 0, x / torch.where(largest > 0, largest, 1.0), 0.0)
-        codes: Tensor = share.clamp_(-1.0, 1.0).mul_(levels).round_()
-        return codes.div_(levels).mul_(largest)
+        return codes.round_().clamp_(-levels, levels).div_(levels).mul_(largest)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

@@ -16,7 +16,7 @@ from snnrobust.hardware.crossbar.nodal_tree import Conductors, Plan, Tree
 
 __all__ = ["Wires", "device_voltages", "effective_conductance", "effective_conductance_update"]
 
-CHUNK = 16 << 20
+CHUNK = 24 << 20
 """Tiles are solved in chunks of about this many bytes of working memory."""
 
 

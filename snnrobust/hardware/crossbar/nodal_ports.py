@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -53,20 +54,25 @@ class Join(NamedTuple):
 
     @property
     def pieces(self) -> tuple[Pieces, Pieces]:
-        a, c = self.first, self.second
-        (at, al, ab, ar), (ct, cl, cb, cr) = a.slices, c.slices
-        _, left, bottom, right = self.ports.slices
-        if self.across:  # in the join: top A, top C, left A, bottom A, bottom C, right C
-            cut = bottom.start + a.bottom
-            return (
-                Pieces(ar, ((at, slice(0, a.top)), (slice(al.start, ab.stop), slice(left.start, cut)))),
-                Pieces(cl, ((ct, slice(a.top, left.start)), (slice(cb.start, cr.stop), slice(cut, right.stop)))),
-            )
-        cut, middle = left.start + a.left, right.start + a.right  # top A, left A, left C, bottom C, right A, right C
+        return _pieces(self)
+
+
+@lru_cache(1024)
+def _pieces(how: Join) -> tuple[Pieces, Pieces]:
+    a, c = how.first, how.second
+    (at, al, ab, ar), (ct, cl, cb, cr) = a.slices, c.slices
+    _, left, bottom, right = how.ports.slices
+    if how.across:  # in the join: top A, top C, left A, bottom A, bottom C, right C
+        cut = bottom.start + a.bottom
         return (
-            Pieces(ab, ((slice(0, al.stop), slice(0, cut)), (ar, slice(right.start, middle)))),
-            Pieces(ct, ((slice(cl.start, cb.stop), slice(cut, right.start)), (cr, slice(middle, right.stop)))),
+            Pieces(ar, ((at, slice(0, a.top)), (slice(al.start, ab.stop), slice(left.start, cut)))),
+            Pieces(cl, ((ct, slice(a.top, left.start)), (slice(cb.start, cr.stop), slice(cut, right.stop)))),
         )
+    cut, middle = left.start + a.left, right.start + a.right  # top A, left A, left C, bottom C, right A, right C
+    return (
+        Pieces(ab, ((slice(0, al.stop), slice(0, cut)), (ar, slice(right.start, middle)))),
+        Pieces(ct, ((slice(cl.start, cb.stop), slice(cut, right.start)), (cr, slice(middle, right.stop)))),
+    )
 
 
 class Step(NamedTuple):
@@ -149,7 +155,6 @@ def _node_by_node(w: Tensor, k: Tensor, keep: bool) -> tuple[Tensor, Tensor | No
         if i + 1 < m:
             w[:, i + 1 :].addcmul_(rest.unsqueeze(-1), share.unsqueeze(-2))
             k[:, i + 1 :, i + 1 :].addcmul_(rest.unsqueeze(-1), part.unsqueeze(-2))
-            k.diagonal(dim1=-2, dim2=-1).zero_()
     if not keep:
         return new, None
     for i in reversed(range(m)):  # w becomes the response

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -72,19 +73,23 @@ class Plan(NamedTuple):
         order = [(columns if each.across else rows).pop(0) for each in self.doubled()]
         return [a, *[2] * i, b, *[2] * j], [*order, 0, i + 1]
 
-    def doubled(self) -> Iterator[Join]:
+    @lru_cache(256)  # noqa: B019 - a plan is a tuple of four numbers
+    def doubled(self) -> list[Join]:
         """The doublings: always of the shorter side, while there are."""
+        joins = []
         i = j = 0
         while (i, j) != self.doublings:
             ports = Ports(1 << j, 1 << i, 1 << j, 1 << i)
             across = j < self.doublings[1] and (j <= i or i == self.doublings[0])
-            yield Join(across, ports, ports)
+            joins.append(Join(across, ports, ports))
             i, j = (i, j + 1) if across else (i + 1, j)
+        return joins
 
     def boxes(self) -> list[Box]:
         """Single blocks of the grid."""
         return [Box(i, i + 1, j, j + 1) for i in range(self.grid[0]) for j in range(self.grid[1])]
 
+    @lru_cache(256)  # noqa: B019
     def gathered(self) -> list[tuple[Join, Box, Box, Box]]:
         """The joins of the grid: how, what comes out, and of which two."""
         return self._gather(Box(0, self.grid[0], 0, self.grid[1]))
@@ -218,7 +223,7 @@ class Tree:
         self.plan = Plan.of(self.rows, self.columns)
         self.cells = Cells(G, wires, self.plan)
         self.steps: list[Step] = []
-        total = sum(1 for _ in self.plan.doubled()) + len(self.plan.gathered())
+        total = len(self.plan.doubled()) + len(self.plan.gathered())
 
         def up(at: int, how: Join, a: Tensor, c: Tensor) -> Tensor:
             last = at == total - 1
@@ -337,7 +342,7 @@ class Tree:
             ports = self.plan.inside(box)
             x[box.top, box.left, :, ports, ports if square else slice(None)] = part
         x = x.flatten(0, 2)
-        for how in reversed(list(self.plan.doubled())):
+        for how in reversed(self.plan.doubled()):
             at -= 1
             x = x if _large(how) else innermost(x)
             p, half = sum(how.first), len(x)

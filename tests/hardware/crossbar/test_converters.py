@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snnrobust.hardware.crossbar.converters import convert
@@ -16,6 +16,7 @@ def test_the_levels_of_three_bits():
 
 
 @given(st.integers(2, 16), st.floats(1e-3, 1e3), st.lists(st.floats(-3e3, 3e3), min_size=2, max_size=8))
+@settings(deadline=None)
 def test_against_a_loop_over_the_levels(bits, largest, values):
     x = torch.tensor(sorted(values), dtype=torch.float64)
     y = convert(x, bits, torch.tensor(largest, dtype=torch.float64))
@@ -50,3 +51,8 @@ def test_the_gradient_is_that_of_the_clip():
 
 def test_nan_stays():
     assert convert(torch.tensor([float("nan")]), 4, ONE).isnan().all()
+
+
+def test_a_range_hardly_above_zero():
+    x = torch.tensor([0.0, 1e-40, 1e-42])
+    assert convert(x, 8, torch.tensor(1e-40)).isfinite().all()
