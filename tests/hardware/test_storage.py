@@ -6,7 +6,7 @@ from torch import nn
 
 from snnrobust import models
 from snnrobust.draws import draws
-from snnrobust.encoders import Poisson, Rows
+from snnrobust.encoders import Direct, Poisson, Rows
 from snnrobust.hardware import BACKENDS, Array, Backend, Chain, GaussianNoise, deploy, load, save
 from snnrobust.models import ARCHITECTURES, Conv, Dense, Pool, ordinary, spiking
 from snnrobust.models.checkpoint import read_tensors, write_tensors
@@ -145,3 +145,13 @@ def test_arrays_of_a_backends_own_are_kept_by_their_buffers(tmp_path):
         assert torch.equal(run(load(tmp_path / "chip")), run(chip))
     finally:
         BACKENDS.pop("Gained")
+
+
+@pytest.mark.parametrize("name", ["ann", "snn", "lstm"])
+def test_a_chip_is_exported(name):
+    chip = made(name, Chain(Uniform(bits=4), GaussianNoise(multiplicative=0.2, drawn="chip")))
+    if name == "snn":
+        chip.encoder = Direct(4)
+    with torch.no_grad():
+        program = torch.export.export(chip, (X,))
+        assert torch.equal(program.module()(X), chip(X))
