@@ -72,10 +72,10 @@ class NoisyArray(Array):
 
 
 def plain(array: Array, backend: Backend) -> Array:
-    """``array`` if its product is a plain one: another kind would be lost."""
-    if type(array).product is not Array.product:
+    """``array`` if it holds plain weights: what another kind does would be lost."""
+    if type(array) is not Array:
         raise TypeError(
-            f"{type(backend).__name__} cannot be programmed into a {type(array).__name__}: in a Chain, put it before the "
-            "backend that makes it, and only one of them in a Chain"
+            f"{type(backend).__name__} programs plain weights, and a backend before it in the Chain has made a "
+            f"{type(array).__name__} of the layer: take one of the two, quantizers excepted"
         )
     return array

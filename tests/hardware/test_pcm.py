@@ -7,7 +7,8 @@ from torch import nn
 
 from snnrobust.draws import draws, is_stochastic
 from snnrobust.encoders import Direct
-from snnrobust.hardware import BACKENDS, Chain, deploy, load, save
+from snnrobust.hardware import BACKENDS, Chain, deploy, load, pcm, save
+from snnrobust.hardware.pairs import to_pair
 from snnrobust.hardware.pcm import (
     PCM,
     compensation_factor,
@@ -135,6 +136,21 @@ def test_drift_alone_of_a_chip():
     chip = deploy(wide(), PCM("1 day", "none", read_noise=False, programming_noise=False), seed=3)
     nu = -devices(chip).weight[0].log() / log(4321)  # the other device of each pair is at zero and stays there
     standard_normal((nu - 0.049) / 0.008)
+
+
+def test_exponents_and_read_noise_go_by_the_target_not_by_what_was_programmed(monkeypatch):
+    layer, seen = dense(6, 4), {}
+    for name in ("drift_exponent", "read_sigma"):
+        function = getattr(pcm, name)
+        monkeypatch.setattr(
+            pcm, name, lambda *given, name=name, function=function: seen.update({name: given}) or function(*given)
+        )
+    deploy(layer, PCM("1 day"), seed=3)
+    target = to_pair(layer[0].weight, 25.0)
+    assert torch.equal(seen["drift_exponent"][0], target)
+    assert torch.equal(seen["read_sigma"][1], target)
+    assert (seen["read_sigma"][0] < 25 * 4321**-0.03).all()  # what is read is what has drifted
+    assert not torch.equal(seen["read_sigma"][0] == 0, target == 0)
 
 
 def test_read_noise_of_a_chip():

@@ -179,6 +179,9 @@ def test_a_second_array_is_refused():
             return plain(array, self)
 
     model = nn.Sequential(nn.Linear(4, 3))
-    with pytest.raises(TypeError, match="Second cannot be programmed into a NoisyArray: in a Chain, put it before"):
+    with pytest.raises(
+        TypeError,
+        match="Second programs plain weights, and a backend before it in the Chain has made a NoisyArray of the layer",
+    ):
         deploy(model, Chain(Noisy(), Second()), seed=0)
     deploy(model, Chain(GaussianNoise(additive=0.1), Second(), Noisy()), seed=0)
