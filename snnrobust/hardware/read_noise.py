@@ -55,9 +55,11 @@ class NoisyArray(Array):
             return y + self._of_samples(x)
         squares: Tensor = self.operation(x.flatten(0, 1).square(), self.variance, None)
         squares = squares.unflatten(0, x.shape[:2])
-        some = squares > 0
-        sigma = torch.where(some, squares, 1.0).sqrt() * some
-        return y + sigma * self.normal(y.shape, start, y.device).to(y.dtype)
+        xi = self.normal(y.shape, start, y.device).to(y.dtype)
+        if not squares.requires_grad:
+            return torch.addcmul(y, squares.clamp_(min=0.0).sqrt_(), xi)
+        some = squares > 0  # the root of zero would make NaN of a gradient
+        return torch.addcmul(y, torch.where(some, squares, 1.0).sqrt() * some, xi)
 
     def _of_samples(self, x: Tensor) -> Tensor:
         sigma = self.variance.sqrt()

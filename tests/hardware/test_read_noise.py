@@ -150,6 +150,7 @@ def test_the_input_gradient_is_exact_for_the_noise_drawn(drawn):
 
     x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(logits, (x,))
+    assert torch.equal(logits(x), logits(x.detach()))  # a value does not depend on gradients
 
 
 def test_an_input_of_zeros_has_no_noise_and_a_finite_gradient():
