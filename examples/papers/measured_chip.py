@@ -71,7 +71,10 @@ def main() -> None:
                     spread = statistics.stdev(found) if len(found) > 1 else 0.0
                     cells = f"{sigma} | {how} | {ideal:.1f} | {statistics.mean(found):.1f} ± {spread:.1f}"
                     print(f"| {name} | {seed} | {cells} |", flush=True)
-    print(f"\n{options.train} + {options.more} training images, {options.test} test images, {options.chips} chips; ", end="")
+    print(
+        f"\n{options.train} + {options.more} training images, {options.test} test images, {options.chips} chips; ",
+        end="",
+    )
     print(f"{time.perf_counter() - began:.0f} s")
 
 

@@ -16,6 +16,7 @@ from snnrobust.hardware.snr import signal_to_noise
 from snnrobust.hardware.sram import SRAM, bit_error_rate
 from snnrobust.hardware.storage import load, save
 from snnrobust.hardware.training import on_chips
+from snnrobust.hardware.variation import WeightVariation
 from snnrobust.hardware.vulnerability import Vulnerability, neuron_vulnerability
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "SpikeLoss",
     "StuckNeurons",
     "Vulnerability",
+    "WeightVariation",
     "bit_error_rate",
     "calibrate_adc",
     "conductances",

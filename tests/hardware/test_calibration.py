@@ -125,7 +125,9 @@ def test_a_recalibrated_chip_is_saved(x, tmp_path):
 
 
 def test_nothing_to_fit(x):
-    with pytest.raises(ValueError, match=r"no batch normalisation with running statistics to fit: use Crossbar\(output_gain"):
+    with pytest.raises(
+        ValueError, match=r"no batch normalisation with running statistics to fit: use Crossbar\(output_gain"
+    ):
         recalibrate(deploy(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), LOSSY, seed=0), x)
 
 
@@ -135,9 +137,13 @@ def test_no_batches(batches):
         recalibrate(deploy(network("ann"), LOSSY, seed=0), batches)
 
 
-@pytest.mark.parametrize(("batches", "given"), [(["a"], "str"), ([torch.zeros(0, 1, 4, 4)], "shape"), ([()], "tuple"), ([3], "int")])
+@pytest.mark.parametrize(
+    ("batches", "given"), [(["a"], "str"), ([torch.zeros(0, 1, 4, 4)], "shape"), ([()], "tuple"), ([3], "int")]
+)
 def test_batches_of_something_else(batches, given):
-    with pytest.raises(ValueError, match=f"batches must hold tensors of inputs, or tuples that begin with one, got {given}"):
+    with pytest.raises(
+        ValueError, match=f"batches must hold tensors of inputs, or tuples that begin with one, got {given}"
+    ):
         recalibrate(deploy(network("ann"), LOSSY, seed=0), batches)
 
 
@@ -173,9 +179,7 @@ def test_the_range_of_an_adc_is_the_largest_partial_sum():
 def test_all_converters_are_ideal_meanwhile(x):
     model = network("ann")
     fine, coarse = (deploy(model, Crossbar(5, 4, ir_drop=False, adc_bits=b), seed=0) for b in (16, 2))
-    tops = [
-        [float(m.top) for m in calibrate_adc(chip, x).modules() if hasattr(m, "top")] for chip in (fine, coarse)
-    ]
+    tops = [[float(m.top) for m in calibrate_adc(chip, x).modules() if hasattr(m, "top")] for chip in (fine, coarse)]
     assert len(tops[0]) == 3
     assert tops[0] == pytest.approx(tops[1], rel=1e-6)
 
@@ -198,5 +202,7 @@ def test_a_layer_without_input_keeps_its_range(x):
 
 
 def test_no_adc(x):
-    with pytest.raises(ValueError, match=r"no layer of the chip has an ADC to calibrate: deploy it on a Crossbar\(adc_bits"):
+    with pytest.raises(
+        ValueError, match=r"no layer of the chip has an ADC to calibrate: deploy it on a Crossbar\(adc_bits"
+    ):
         calibrate_adc(deploy(network("ann"), LOSSY, seed=0), x)

@@ -6,7 +6,17 @@ from safetensors import safe_open
 from torch import nn
 
 from snnrobust.encoders import Direct
-from snnrobust.hardware import Chain, Crossbar, GaussianNoise, conductances, deploy, export_conductances, load, read_conductances, save
+from snnrobust.hardware import (
+    Chain,
+    Crossbar,
+    GaussianNoise,
+    conductances,
+    deploy,
+    export_conductances,
+    load,
+    read_conductances,
+    save,
+)
 from snnrobust.hardware.crossbar import effective_conductance
 from snnrobust.models import Conv, Dense, Pool, ordinary, spiking
 from snnrobust.models.checkpoint import write_tensors
@@ -102,7 +112,11 @@ def content(**changes):
 @pytest.mark.parametrize(
     ("changes", "g", "message"),
     [
-        ({}, torch.zeros(2, 1, 2, 1, 2, 3), r"a is torch.float64 \[2, 1, 2, 1, 2, 3\] and should be torch.float64 \[2, 1, 2, 1, 2, 2\]"),
+        (
+            {},
+            torch.zeros(2, 1, 2, 1, 2, 3),
+            r"a is torch.float64 \[2, 1, 2, 1, 2, 3\] and should be torch.float64 \[2, 1, 2, 1, 2, 2\]",
+        ),
         ({}, torch.zeros(5), "and should be"),
         ({}, torch.full((2, 1, 2, 1, 2, 2), -1.0), "negative or not finite"),
         ({}, torch.full((2, 1, 2, 1, 2, 2), float("nan")), "negative or not finite"),
@@ -123,7 +137,9 @@ def content(**changes):
 )
 def test_damaged_files(tmp_path, changes, g, message):
     path = tmp_path / "bad.safetensors"
-    write_tensors(path, "conductances", {"a": (torch.zeros(2, 1, 2, 1, 2, 2) if g is None else g).double()}, content(**changes))
+    write_tensors(
+        path, "conductances", {"a": (torch.zeros(2, 1, 2, 1, 2, 2) if g is None else g).double()}, content(**changes)
+    )
     with pytest.raises(ValueError, match=message) as error:
         read_conductances(path)
     assert "bad.safetensors is damaged" in str(error.value)
