@@ -180,7 +180,7 @@ def attack(
 
     With the standard suite: snnrobust attack CHECKPOINT --suite standard --data mnist --eps 0.1 --samples 1000 -o runs/suite
     """
-    from snnrobust import checks, evaluation, models
+    from snnrobust import checks, evaluation
     from snnrobust import data as datasets
     from snnrobust.attacks import Linf, standard
     from snnrobust.draws import is_stochastic
@@ -189,10 +189,10 @@ def attack(
     from snnrobust.experiments.config import AttackSection
 
     with _errors():
-        model = models.load(checkpoint)
+        model = _load(checkpoint)
         test = datasets.load(data, "test")
         _probe(model, test.tensors[0][:1], f"{checkpoint} does not fit --data {data}")
-        others = {f"model {i}": models.load(path) for i, path in enumerate(source or [], 1)}
+        others = {f"model {i}": _load(path) for i, path in enumerate(source or [], 1)}
         threat = build_threat(Component(type=_norm(norm)))
         if not eps and not isinstance(threat, Linf):
             raise ValueError(f"--norm {norm} needs --eps: budgets of 8/255 are for linf")
@@ -242,6 +242,14 @@ def attack(
         typer.echo(f"report: {report.save(output, diagnoses)}")
 
 
+def _load(path: Path) -> nn.Module:
+    """The model of a checkpoint, or the chip of a chip's file."""
+    from snnrobust import hardware, models
+    from snnrobust.models.checkpoint import kind_of
+
+    return hardware.load(path) if kind_of(path) == "chip" else models.load(path)
+
+
 def _norm(given: str) -> str:
     """The registered name of a threat that is written in any case."""
     from snnrobust import checks
@@ -277,7 +285,7 @@ def diagnose(
     """
     import json
 
-    from snnrobust import checks, evaluation, models
+    from snnrobust import checks, evaluation
     from snnrobust import data as datasets
     from snnrobust.attacks import EOT
     from snnrobust.draws import is_stochastic
@@ -285,7 +293,7 @@ def diagnose(
     from snnrobust.experiments.component import Component
 
     with _errors():
-        model = models.load(checkpoint)
+        model = _load(checkpoint)
         test = datasets.load(data, "test")
         x = test.tensors[0][:16]
         _probe(model, x[:1], f"{checkpoint} does not fit --data {data}")
@@ -294,7 +302,7 @@ def diagnose(
             examined = EOT(eot, examined)
         threat = build_threat(Component(type=_norm(norm)), checks.fraction("--eps", eps))
         report = evaluation.diagnose(
-            model, test, threat, gradient=examined, source=None if source is None else models.load(source), checks=check,
+            model, test, threat, gradient=examined, source=None if source is None else _load(source), checks=check,
             n=samples, seed=seed, draws=draws, progress=not quiet,
         )  # fmt: skip
         if output is not None:
@@ -324,7 +332,7 @@ def inspect(
     from snnrobust.models.exit_curve import CONFIDENCES
 
     with _errors():
-        model = models.load(checkpoint)
+        model = _load(checkpoint)
         x, y = datasets.take(datasets.load(data, "test"), samples)
         _probe(model, x[:1], f"{checkpoint} does not fit --data {data}")
         confidences = set(CONFIDENCES)

@@ -6,6 +6,7 @@ from snnrobust.attacks.auto_pgd_targeted import APGDT
 from snnrobust.attacks.bim import BIM
 from snnrobust.attacks.bit_flip import BitFlipAttack
 from snnrobust.attacks.bit_flip_result import BitFlipResult
+from snnrobust.attacks.crafted import CRAFTS, EOT_DRAWS, Craft, asks_the_chip, crafted
 from snnrobust.attacks.cw import CW
 from snnrobust.attacks.deepfool import DeepFool
 from snnrobust.attacks.external import External, from_foolbox, from_torchattacks
@@ -26,6 +27,7 @@ from snnrobust.attacks.gradient import (
 from snnrobust.attacks.gradient_adaptive import ASSG, PDSG
 from snnrobust.attacks.gradient_bpda import BPDA
 from snnrobust.attacks.gradient_free import SPSA, EvolutionStrategies
+from snnrobust.attacks.gradient_frozen import Frozen
 from snnrobust.attacks.gradient_learning import LearningSignal, TrueTranspose
 from snnrobust.attacks.gradient_mixed import Mixed
 from snnrobust.attacks.gradient_rate import BPTR, HART, RGA
@@ -50,6 +52,7 @@ from snnrobust.attacks.sa_pgd import SAPGD
 from snnrobust.attacks.sharmin import Sharmin
 from snnrobust.attacks.sparse_rs import SparseRS
 from snnrobust.attacks.square import Square
+from snnrobust.attacks.sram import SRAMAttack, SRAMAttackResult
 from snnrobust.attacks.standard import Stage, Standard, standard
 from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
 from snnrobust.attacks.transfer import Transfer
@@ -62,8 +65,10 @@ __all__ = [
     "BIM",
     "BPDA",
     "BPTR",
+    "CRAFTS",
     "CW",
     "EOT",
+    "EOT_DRAWS",
     "FAB",
     "FGSM",
     "HART",
@@ -87,10 +92,12 @@ __all__ = [
     "BitFlipResult",
     "BluntGradientWarning",
     "Components",
+    "Craft",
     "DeepFool",
     "EvolutionStrategies",
     "External",
     "FromModel",
+    "Frozen",
     "Goal",
     "GradientSource",
     "HopSkipJump",
@@ -106,6 +113,8 @@ __all__ = [
     "RandomNoise",
     "RandomSign",
     "SPSAAttack",
+    "SRAMAttack",
+    "SRAMAttackResult",
     "ShadowMIA",
     "Shadows",
     "Sharmin",
@@ -122,7 +131,9 @@ __all__ = [
     "Transfer",
     "TrueTranspose",
     "again",
+    "asks_the_chip",
     "begin",
+    "crafted",
     "cross_entropy",
     "dlr",
     "dlr_targeted",

@@ -1,11 +1,12 @@
-"""Hardware and network chosen together."""
+"""Procedures that train or attack in order to choose hardware."""
 
-from snnrobust.codesign.neuron_splitting import (
-    Overhead,
-    accuracy_under_bit_errors,
-    overhead,
-    split_neurons,
-    triplicate_neurons,
-)
+from snnrobust.codesign.surgical_noise import SurgicalNoise
+from snnrobust.codesign.surgical_result import Judgement, Score, SurgicalResult, Trial
 
-__all__ = ["Overhead", "accuracy_under_bit_errors", "overhead", "split_neurons", "triplicate_neurons"]
+__all__ = [
+    "Judgement",
+    "Score",
+    "SurgicalNoise",
+    "SurgicalResult",
+    "Trial",
+]

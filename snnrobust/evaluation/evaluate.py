@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.attacks import Attack, RandomNoise, Standard
+from snnrobust.attacks import Attack, RandomNoise, Standard, asks_the_chip
 from snnrobust.attacks.selection import Measurement, better
 from snnrobust.attacks.threat import common_eps
 from snnrobust.data import Data, take
@@ -22,6 +22,11 @@ from snnrobust.evaluation.report import CLEAN, IDEAL, NO_ATTACKS, NULL, WORST, R
 from snnrobust.evaluation.suite import Job, run_suite
 
 __all__ = ["evaluate", "select"]
+
+_BLIND = (
+    "{name} on {chip}: every attack was crafted without the chip's own gradient or answers. What they leave is an upper bound "
+    "and no robustness: add an attack on the chip itself, with EOT where it is noisy"
+)
 
 
 def evaluate(
@@ -122,6 +127,8 @@ def evaluate(
             cell = partial(_cell, job, bar)
             clean = cell(None)
             report.add(name, chip, CLEAN, 0.0, y, draws, clean, clean, [])
+            if target is not None and not any(asks_the_chip(attack) for attack in attacks.values()):
+                report.notes.append(_BLIND.format(name=name, chip=chip))
             for budget, group in plan.items():
                 run, suites, tried = {}, [], 0
                 for label, attack in group.items():

@@ -79,7 +79,7 @@ def _page(results: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, An
     return {
         "name": results.get("name"),
         "summary": _summary(main, report.get("settings") or {}, models),
-        "notes": results.get("notes") or [],
+        "notes": [*(results.get("notes") or []), *(report.get("notes") or [])],
         "key": _key_numbers(main, models),
         "diagnoses": {m: _diagnosis(diagnoses[m]) for m in [*models, *diagnoses] if m in diagnoses and m not in false},
         "suites": [_suite(list(group), i) for i, group in enumerate(_suites(report.get("stages") or []))],

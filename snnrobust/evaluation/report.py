@@ -48,6 +48,7 @@ class RobustnessReport:
         stages: A record for each stage of a suite: on how many samples it ran, how many it broke, what that cost at most and in
             fact, the accuracy after it (on the selection draws), or why it was skipped.
         attacks: The settings of each attack, in words.
+        notes: What a reader of the numbers must know, such as a chip that nobody attacked through its own gradient.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class RobustnessReport:
     examples: list[dict[str, Any]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
     attacks: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def add(
         self,
@@ -116,6 +118,7 @@ class RobustnessReport:
         self.examples += other.examples
         self.stages += other.stages
         self.attacks |= other.attacks
+        self.notes += [note for note in other.notes if note not in self.notes]
 
     def accuracy(
         self, attack: str = WORST, eps: float | None = None, chip: str | None = None, model: str | None = None
@@ -159,6 +162,8 @@ class RobustnessReport:
             table.add_row(*shown, attack, *(values.get(b, "") for b in budgets))
         console = Console(file=io.StringIO(), width=width, color_system=None)
         console.print(table, self.caption())
+        for note in self.notes:
+            console.print(f"Note: {note}")
         return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
     def caption(self) -> str:

@@ -12,6 +12,7 @@ from snnrobust import checks, defenses, neurons, quantization
 from snnrobust.attacks import (
     ATTACKS,
     BPDA,
+    CRAFTS,
     EOT,
     LOSSES,
     SOURCES,
@@ -32,6 +33,7 @@ from snnrobust.attacks import (
     TimeSummed,
     Transfer,
     TrueTranspose,
+    crafted,
 )
 from snnrobust.data import DATASETS, SHAPES
 from snnrobust.draws import derive, evaluating, keyed
@@ -97,7 +99,7 @@ _OWN_SURROGATE = (
     TrueTranspose,
 )  # they differentiate neurons by the surrogates that these have
 NAMES |= {"threat": list(THREATS), "attack": list(_CRAFTED), "backend": list(_EFFECTS)}
-NAMES |= {"gradient source": list(_GRADIENTS)}
+NAMES |= {"gradient source": list(_GRADIENTS), "craft": list(CRAFTS)}
 
 
 def build_model(section: ModelSection, shape: Sequence[int], classes: int, seed: int) -> nn.Module:
@@ -326,6 +328,11 @@ def rehearse(experiment: Experiment) -> None:
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
     for attack in experiment.attacks:
-        build_attack(attack, models, random=True, threat=threat)
+        made = build_attack(attack, models, random=True, threat=threat)
+        if attack.craft is not None:
+            try:
+                crafted(made, attack.craft, next(iter(models.values())))
+            except TypeError as error:
+                raise ValueError(f"attacks.{attack.name}: {error}") from error
     for chip in experiment.chips:
         build_backend(chip)

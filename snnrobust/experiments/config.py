@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from snnrobust import checks
-from snnrobust.attacks import SOURCES
+from snnrobust.attacks import SOURCES, Craft
 from snnrobust.data import DATASETS
 from snnrobust.evaluation.report import IDEAL, NO_ATTACKS
 from snnrobust.experiments.component import Component
@@ -159,13 +159,18 @@ class ModelSection(_Section):
 
 
 class AttackSection(_Section):
-    """An attack; ``source`` makes it a transfer from another model, ``models`` limits it to some victims."""
+    """An attack; ``source`` makes it a transfer from another model, ``models`` limits it to some victims.
+
+    With ``craft`` it is run on chips alone, crafted as :func:`~snnrobust.attacks.crafted` says; ``eot`` says
+    how many draws ``craft = "eot"`` averages (default 8).
+    """
 
     name: Name
     attack: Component
     eot: Count = 1  # draws averaged in each gradient, for victims with randomness
     gradient: Component | None = None  # default: the neurons' own, by backpropagation
     surrogate: Component | None = None
+    craft: Craft | None = None
     source: Name | None = None
     models: tuple[Name, ...] | None = None
 
@@ -175,6 +180,12 @@ class AttackSection(_Section):
         if isinstance(value, dict) and isinstance(value.get("models"), list):
             return {**value, "models": tuple(value["models"])}
         return value
+
+    @model_validator(mode="after")
+    def _alone(self) -> Self:
+        if self.craft is not None and self.source is not None:
+            raise ValueError("an attack has a source or a craft, not both: a transfer is never crafted on the chip")
+        return self
 
     @property
     def spiking(self) -> bool:
@@ -273,9 +284,9 @@ class Experiment(_Section):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"{what}: the name {twice[0]!r} is given twice")
-        files = [file_name(name) for name in models]
-        if len(set(files)) < len(files):
-            raise ValueError(f"models: two names give the same file name: {', '.join(models)}")
+        for what, names in (("models", list(models)), ("chips", [c.name for c in self.chips])):
+            if len({file_name(name) for name in names}) < len(names):
+                raise ValueError(f"{what}: two names give the same file name: {', '.join(names)}")
         reserved = {"chips": [IDEAL], "attacks": [*NO_ATTACKS]}
         for what, found in (("chips", [c.name for c in self.chips]), ("attacks", [a.name for a in self.attacks])):
             for taken in reserved[what]:
@@ -296,6 +307,9 @@ class Experiment(_Section):
                 raise ValueError(f"models.{m.name}.same_weights_as must name a model that is trained itself")
             if m.same_weights_as is not None and models[m.same_weights_as].kind != m.kind:
                 raise ValueError(f"models.{m.name}.same_weights_as must name a spiking model")
+        if not self.chips and any(a.craft for a in self.attacks):
+            name = next(a.name for a in self.attacks if a.craft)
+            raise ValueError(f"attacks.{name}: craft says how an attack on a chip is made, but there are no [[chips]]")
         for victim in self.models:
             if not self.attacks_on(victim):
                 raise ValueError(

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from snnrobust import data, hardware
-from snnrobust.attacks import Attack, BluntGradientWarning
+from snnrobust.attacks import EOT_DRAWS, Attack, BluntGradientWarning, crafted
 from snnrobust.draws import derive, is_stochastic
 from snnrobust.evaluation import RobustnessReport, diagnose, evaluate
 from snnrobust.evaluation.fingerprint import fingerprint
@@ -31,7 +31,7 @@ from snnrobust.experiments.build import (
     changes,
     finished,
 )
-from snnrobust.experiments.config import Experiment, ModelSection, file_name
+from snnrobust.experiments.config import ChipSection, Experiment, ModelSection, file_name
 from snnrobust.models import EarlyExit, SpikingClassifier, describe, exit_curve, load, save
 from snnrobust.models.checkpoint import write_bytes, write_tensors
 
@@ -44,8 +44,8 @@ def run(experiment: Experiment, text: str, folder: str | Path, progress: bool = 
     The folder then holds ``experiment.toml``, ``configuration.json`` (with all defaults), ``versions.json``, ``models/`` (of each
     the checkpoint that is judged, history and resumable training state, and ``NAME.trained.safetensors`` where truncation or an
     early exit made another model of the trained one; where a rule gives them, ``NAME.conversion.json``, the report of a
-    conversion, and ``NAME.learnt.safetensors``, what it learnt beside the model, such as readouts), ``cells/``, ``figures/``,
-    ``results.json``, ``samples.csv`` and ``report.html``.
+    conversion, and ``NAME.learnt.safetensors``, what it learnt beside the model, such as readouts), ``chips/`` (each model on
+    each chip, ``MODEL--CHIP.safetensors``), ``cells/``, ``figures/``, ``results.json``, ``samples.csv`` and ``report.html``.
     Every file is written atomically. On a folder of an interrupted run it goes on; on a finished one it does nothing.
 
     Raises:
@@ -59,7 +59,7 @@ def run(experiment: Experiment, text: str, folder: str | Path, progress: bool = 
         return read_results(folder)
     train, validation, test = _data(experiment)
     models, histories = _train(experiment, train, validation, folder / "models", progress)
-    report = _evaluate(experiment, models, test, folder / "cells", progress)
+    report = _evaluate(experiment, models, test, folder, progress)
     results: dict[str, Any] = {
         "name": experiment.name,
         "notes": experiment.notes,
@@ -241,25 +241,31 @@ def _exits(experiment: Experiment, models: Mapping[str, nn.Module], test: Tensor
 
 
 def _evaluate(
-    experiment: Experiment, models: Mapping[str, nn.Module], test: TensorDataset, cells: Path, progress: bool
+    experiment: Experiment, models: Mapping[str, nn.Module], test: TensorDataset, run_folder: Path, progress: bool
 ) -> RobustnessReport:
+    cells, folder = run_folder / "cells", run_folder / "chips"
     settings, report = experiment.evaluation, RobustnessReport()
     for section in experiment.models:
         model = models[section.name]
         chips: dict[str, nn.Module | None] = {}
         for chip in experiment.chips if section.trap is None else ():
-            chips[chip.name] = hardware.deploy(model, build_backend(chip), seed=chip.seed)
+            chips[chip.name] = _chip(
+                chip, model, folder / f"{file_name(section.name)}--{file_name(chip.name)}.safetensors"
+            )
         grids: list[tuple[dict[str, nn.Module | None], Sequence[float]]] = [({"ideal": None}, settings.eps)]
         if chips:
             grids.append((chips, settings.chip_eps or settings.eps))
         for targets, eps in grids:
             for chip_name, chip_model in targets.items():
                 victim = model if chip_model is None else chip_model
+                attacks = _attacks(experiment, models, section, victim, on_chip=chip_model is not None)
+                if not attacks:
+                    continue
                 with warnings.catch_warnings():
                     if section.trap is not None:
                         warnings.simplefilter("ignore", BluntGradientWarning)  # it is what the trap shows
                     part = evaluate(
-                        model, test, _attacks(experiment, models, section, victim), eps=eps, chips={chip_name: chip_model},
+                        model, test, attacks, eps=eps, chips={chip_name: chip_model},
                         n=settings.samples, seed=derive(experiment.seed, "evaluation") >> 1,
                         selection_draws=settings.selection_draws, judge_draws=settings.judge_draws, name=section.name,
                         controls=settings.controls,
@@ -271,14 +277,27 @@ def _evaluate(
     return report
 
 
+def _chip(section: ChipSection, model: nn.Module, path: Path) -> nn.Module:
+    """The model on a chip, which is kept: what it cost to make is paid once, and the chip can be attacked again."""
+    if path.exists():
+        return hardware.load(path)
+    chip = hardware.deploy(model, build_backend(section), seed=section.seed)
+    hardware.save(chip, path)
+    return chip
+
+
 def _attacks(
-    experiment: Experiment, models: Mapping[str, nn.Module], victim: ModelSection, model: nn.Module
+    experiment: Experiment, models: Mapping[str, nn.Module], victim: ModelSection, model: nn.Module, on_chip: bool
 ) -> dict[str, Attack]:
-    chosen = experiment.attacks_on(victim)
-    threat = build_threat(experiment.threat)
-    return {
-        a.name: build_attack(a, models, is_stochastic(models[a.source] if a.source else model), threat) for a in chosen
-    }
+    threat, ideal, made = build_threat(experiment.threat), models[victim.name], {}
+    for a in experiment.attacks_on(victim):
+        if a.craft is None:
+            made[a.name] = build_attack(a, models, is_stochastic(models[a.source] if a.source else model), threat)
+        elif on_chip:
+            averages = a.craft != "eot" and is_stochastic(ideal if a.craft == "software" else model)
+            plain = build_attack(a, models, averages, threat)
+            made[a.name] = crafted(plain, a.craft, ideal, a.eot if a.eot > 1 else EOT_DRAWS)
+    return made
 
 
 def _diagnose(

@@ -12,6 +12,7 @@ from snnrobust import checks
 from snnrobust.draws import derive, draws
 from snnrobust.hardware.backend import Backend, effects
 from snnrobust.hardware.recurrent import TorchSignature, Unrolled
+from snnrobust.hardware.storage import Recipe
 from snnrobust.hardware.synapses import AfterNorm, DeployedLayer, WithoutTime, imprint, reads_after, reads_before
 from snnrobust.layers import BNTT, TDBN, TEBN, EventConv2d, EventLinear, Sequential
 from snnrobust.neurons import Neuron, Recurrent
@@ -68,6 +69,7 @@ def deploy(model: nn.Module, backend: Backend, *, seed: int, layers: Collection[
         for name, neuron in neurons.items():
             swap(chip, name, _neuron(chip, name, neuron, deepcopy(backend), key_of(seed, name)))
     chip.register_forward_pre_hook(begin_forward)
+    vars(chip)["_recipe"] = Recipe.of(model, backend, seed, None if layers is None else tuple(sorted(layers)))
     return chip
 
 

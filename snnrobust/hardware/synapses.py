@@ -79,16 +79,16 @@ class AfterNorm(Temporal):
             y, inner = self.norm.step(x_t, inner)
         else:
             y = self.norm(x_t)
-        return self.backend.read(y[None], t)[0], (t + 1, inner)
+        return self._read(y[None], t)[0], (t + 1, inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.backend.read(normalised(self.norm, x), 0)
+        y: Tensor = (
+            self.norm(x) if isinstance(self.norm, Temporal) else self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        )
+        return self._read(y, 0)
 
-
-def normalised(norm: nn.Module, x: Tensor) -> Tensor:
-    """What ``norm`` makes of a sequence ``[T, B, *]``."""
-    y: Tensor = norm(x) if isinstance(norm, Temporal) else norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-    return y
+    def _read(self, y: Tensor, start: int) -> Tensor:
+        return self.backend.read(y, start)
 
 
 class WithoutTime(nn.Module):

@@ -21,7 +21,6 @@ from snnrobust.hardware.synapses import (
     WithoutTime,
     channels_last,
     imprint,
-    normalised,
     reads_after,
     reads_before,
 )
@@ -146,8 +145,8 @@ class LearningAfterNorm(AfterNorm):
         self._of[0].train(mode)
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.training else normalised(self.norm, x)
+    def _read(self, y: Tensor, start: int) -> Tensor:
+        return super()._read(y, start) if self.training else y
 
 
 class LearningWithoutTime(WithoutTime):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from snnrobust.models.description import build, describe
 
-__all__ = ["load", "read_tensors", "save", "write_bytes", "write_tensors"]
+__all__ = ["kind_of", "load", "read_tensors", "save", "write_bytes", "write_tensors"]
 
 _FORMAT = "snnrobust 1"
 _FROZEN = "frozen"  # beside the description of the whole model
@@ -64,6 +64,16 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
         raise ValueError(
             f"{path} is truncated or not a safetensors file ({error}): restore it or train again"
         ) from error
+
+
+def kind_of(path: Path) -> str | None:
+    """What snnrobust wrote into a file; None if it is no file of ours."""
+    try:
+        with safe_open(path, "pt") as file:
+            kind = json.loads((file.metadata() or {}).get("snnrobust", "{}")).get("kind")
+    except (OSError, SafetensorError, ValueError, AttributeError, RecursionError):
+        return None
+    return kind if isinstance(kind, str) else None
 
 
 def save(model: nn.Module, path: str | Path) -> None:

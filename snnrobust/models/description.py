@@ -85,9 +85,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
         if type(module) is kind:
             return {"type": name, **{p: _value(module, p) for p in _parameters(kind)}}
     if type(module).__module__.startswith("snnrobust.hardware"):
-        raise TypeError(
-            "a model on a chip is not saved: save the original, and deploy it again with the same backend and seed"
-        )
+        raise TypeError("a model on a chip is no plain model: save it with hardware.save, or save the original")
     if isinstance(module, EventConv2d | EventLinear):
         raise TypeError(
             "event-driven layers are chosen for a machine and its inputs and are not saved: save the original, "

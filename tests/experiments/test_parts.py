@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from snnrobust import data, experiments
-from snnrobust.attacks import FGSM, Linf
+from snnrobust.attacks import CRAFTS, FGSM, Linf
 from snnrobust.cli import app
 from snnrobust.draws import derive, draws
 from snnrobust.encoders import Poisson, Rows
@@ -251,11 +251,27 @@ def test_channels_that_do_not_fit_are_named(neuron: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["spiking", "ordinary"])
-def test_a_chip_that_cannot_take_the_model_is_named(kind: str) -> None:
+def test_networks_that_remember_are_put_on_chips(kind: str) -> None:
     chip = '[[chips]]\nname = "noisy"\nbackends = [{ type = "Uniform", bits = 4 }]\n[[attacks]]'
     text = FILE.format(data="digits", model=f'architecture = "lstm"\nkind = "{kind}"')
-    experiments.parse(text)
-    if kind == "ordinary":
-        with pytest.raises(ValueError, match=r"chips\.noisy: models\.snn: network\.0 \(LSTM\) has weights"):
-            experiments.parse(text.replace("[[attacks]]", chip))
-    experiments.parse(FILE.format(data="digits", model="").replace("[[attacks]]", chip))
+    assert experiments.parse(text.replace("[[attacks]]", chip)).chips[0].name == "noisy"
+
+
+def test_how_an_attack_on_a_chip_is_crafted_is_checked_before_anything_runs() -> None:
+    def parse(
+        craft: str, chips: str = '[[chips]]\nname = "noisy"\nbackends = [{ type = "Uniform", bits = 4 }]\n'
+    ) -> None:
+        text = FILE.format(data="digits", model="")
+        experiments.parse(text.replace("[[attacks]]", f"{chips}[[attacks]]\n{craft}\n", 1))
+
+    for craft in CRAFTS:
+        parse(f'craft = "{craft}"')
+    with pytest.raises(ValueError, match=r"craft says how an attack on a chip is made, but there are no \[\[chips\]\]"):
+        parse('craft = "eot"', "")
+    with pytest.raises(ValueError, match=r"craft: .*software"):
+        parse('craft = "hardware"')
+    with pytest.raises(ValueError, match="a source or a craft, not both"):
+        parse('craft = "eot"\nsource = "snn"')
+    alike = "".join(f'[[chips]]\nname = "{n}"\nbackends = [{{ type = "Uniform", bits = 4 }}]\n' for n in ("a b", "a-b"))
+    with pytest.raises(ValueError, match="chips: two names give the same file name: a b, a-b"):
+        parse("", alike)

@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
-from snnrobust import experiments, models
+from snnrobust import experiments, hardware, models
+from snnrobust.cli import app
 from snnrobust.draws import draws
 from snnrobust.models.checkpoint import read_tensors
+from snnrobust.quantization import Uniform
 
 TEXT = """
 name = "small"
@@ -52,6 +55,10 @@ source = "ann"
 name = "sharp"
 attack = { type = "PGD", steps = 2, loss = "margin" }
 surrogate = { type = "ATan", alpha = 8.0 }
+[[attacks]]
+name = "unaware"
+attack = { type = "FGSM" }
+craft = "software"
 [[chips]]
 name = "chip"
 backends = [{ type = "Uniform", bits = 4 }, { type = "GaussianNoise", multiplicative = 0.2 }]
@@ -91,7 +98,8 @@ def test_the_folder_holds_everything(finished: Path) -> None:
     assert names >= {
         "experiment.toml", "configuration.json", "versions.json", "results.json", "samples.csv", "report.html",
         "models/ann.safetensors", "models/my-snn.safetensors", "models/blind.safetensors",
-        "models/ann.history.json", "models/ann.training.safetensors",
+        "models/ann.history.json", "models/ann.training.safetensors", "chips/ann--chip.safetensors",
+        "chips/my-snn--chip.safetensors",
     }  # fmt: skip
     assert not [n for n in names if n.endswith(".tmp")]
     assert (finished / "experiment.toml").read_text() == TEXT
@@ -106,7 +114,8 @@ def test_results_cover_every_model_chip_attack_and_budget(finished: Path) -> Non
     for model, named in (("ann", {"pgd"}), ("my snn", {"pgd", "transfer", "sharp"})):
         for chip, budgets in (("ideal", {0.1, 0.2}), ("chip", {0.1})):
             lines = {(a, e) for m, c, a, e in found if (m, c) == (model, chip)}
-            assert lines == {("clean", 0.0)} | {(a, e) for a in named | {"worst case", "null control"} for e in budgets}
+            run_there = named | {"worst case", "null control"} | ({"unaware"} if chip == "chip" else set())
+            assert lines == {("clean", 0.0)} | {(a, e) for a in run_there for e in budgets}
     assert {c for m, c, _, _ in found if m == "blind"} == {"ideal"}  # a trap is not put on chips
     assert set(results["diagnoses"]) == {"ann", "my snn", "blind"}
     assert results["diagnoses"]["blind"]["verdict"] == "masked"
@@ -119,6 +128,31 @@ def test_the_checkpoint_is_the_model_that_was_judged(finished: Path) -> None:
     model = models.load(finished / "models" / "my-snn.safetensors")
     assert model.time_steps == 3
     assert history[-1]["validation_accuracy"] is not None
+
+
+def test_the_chips_are_those_that_were_judged_and_can_be_attacked_again(finished: Path) -> None:
+    chip = hardware.load(finished / "chips" / "ann--chip.safetensors")
+    again = hardware.deploy(
+        models.load(finished / "models" / "ann.safetensors"),
+        hardware.Chain(Uniform(bits=4), hardware.GaussianNoise(multiplicative=0.2)),
+        seed=0,
+    )
+    x = torch.rand(3, 1, 8, 8)
+    with draws(chip, 1), draws(again, 1):
+        assert torch.equal(chip(x), again(x))
+    command = [
+        "attack",
+        str(finished / "chips" / "ann--chip.safetensors"),
+        "--eps",
+        "0.1",
+        "--samples",
+        "8",
+        "--steps",
+        "1",
+    ]
+    result = CliRunner().invoke(app, [*command, "--selection-draws", "2", "--judge-draws", "2", "-q"])
+    assert result.exit_code == 0, result.output
+    assert "worst case" in result.output
 
 
 def test_running_a_finished_folder_changes_nothing(finished: Path) -> None:

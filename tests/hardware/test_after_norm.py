@@ -50,21 +50,20 @@ def test_noise_comes_after_the_normalisation_and_nowhere_else():
     chip = deploy(model, LATE, seed=1)
     found = {n: m for n, m in chip.named_modules() if type(m).__name__ == "AfterNorm"}
     assert [n.removesuffix(".layer") for n in found] == norms(model)
-    x, seen = torch.rand(2, 4, 4, 4), []
-    conv, norm = chip[norms_index(model, 0) - 1], chip[norms_index(model, 0)]
-    y = conv(X)
-    torch.testing.assert_close(y, model[norms_index(model, 0) - 1](X))  # no noise at the product
-    clean = model[norms_index(model, 0)](y)
-    xi = norm(y) - clean
-    factor = (norm(2 * y - y.mean()) - model[norms_index(model, 0)](2 * y - y.mean()) - xi) / (
-        model[norms_index(model, 0)](2 * y - y.mean()) - clean
-    )
-    assert factor.std(0).max() < 1e-3 * factor.abs().max()  # one factor an element, the same for all samples
-    assert seen == [] and x.shape == (2, 4, 4, 4)
-
-
-def norms_index(model, i):
-    return int(norms(model)[i])
+    i = int(norms(model)[0])
+    y = chip[i - 1](X)
+    torch.testing.assert_close(y, model[i - 1](X))  # no noise at the product
+    other = 2 * y - y.mean()
+    clean, noisy = [model[i](part) for part in (y, other)], []
+    for part in (y, other):
+        chip[i].reset()
+        noisy.append(chip[i](part))
+    factor = (noisy[1] - noisy[0]) / (clean[1] - clean[0])  # 1 + sigma_m xi, of an element
+    assert factor.std(0).max() < 1e-2  # the same for all samples
+    assert 0.2 < factor[0].std() < 0.8
+    offset = noisy[0] - factor[0] * clean[0]
+    torch.testing.assert_close(offset[0], offset[1], atol=1e-2, rtol=1e-2)
+    assert 0.1 < offset[0].std() < 0.3
 
 
 def test_the_last_layer_without_norm_has_its_noise_at_the_product():
@@ -76,7 +75,7 @@ def test_the_last_layer_without_norm_has_its_noise_at_the_product():
     torch.testing.assert_close(pattern[0], pattern[1])
 
 
-@pytest.mark.parametrize("norm", ["BNTT", "tdBN", "TEBN"])
+@pytest.mark.parametrize("norm", ["BNTT", "TDBN", "TEBN"])
 def test_spiking_networks_stream_as_they_run(norm):
     model = snn(norm)
     chip = deploy(model, GaussianNoise(multiplicative=0.5, at="after_norm"), seed=1)
@@ -92,7 +91,7 @@ def test_spiking_networks_stream_as_they_run(norm):
 def test_other_effects_of_a_chain_stay_at_the_product():
     model, chain = ann(), Chain(Uniform(bits=3), Chain(GaussianNoise(additive=0.1, drawn="chip"), LATE))
     chip, without = deploy(model, chain, seed=1), deploy(model, Uniform(bits=3), seed=1)
-    i = norms_index(model, 0) - 1
+    i = int(norms(model)[0]) - 1
     assert torch.equal(chip[i].layer.array.weight, without[i].layer.array.weight)
     assert not torch.allclose(chip[i](X), without[i](X))
 
@@ -104,11 +103,9 @@ def test_who_cannot_say_which_norm_follows_is_told():
         deploy(model, LATE, seed=0)
 
 
-@pytest.mark.parametrize("model", [ann, lambda: snn("BNTT"), lambda: snn("tdBN")], ids=["ann", "bntt", "tdbn"])
+@pytest.mark.parametrize("model", [ann, lambda: snn("BNTT"), lambda: snn("TDBN")], ids=["ann", "bntt", "tdbn"])
 def test_it_is_learnt_where_the_chip_has_it(model):
     model = model().train()
-    for name in norms(model):
-        model.get_submodule(name).eval()
     state, shape = deepcopy(model.state_dict()), str(model)
     chip = deploy(model, LATE, seed=4)
     with on_chips(model, LATE) as make:
@@ -143,8 +140,8 @@ def test_a_backend_may_change_neurons():
 
     try:
         chip = deploy(snn("BNTT"), Silent(), seed=0)
-        bias = chip.network[-1].bias
-        assert torch.allclose(chip(X), bias if bias is not None else torch.tensor(0.0), atol=1e-6)
+        logits = chip(X)
+        assert torch.equal(logits[0], logits[1])  # nothing of the image arrives
         model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
         x = torch.randn(3, 4)
         assert torch.equal(deploy(model, Silent(), seed=0)(x), model[0](x))
