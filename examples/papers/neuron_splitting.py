@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--ranked", type=int, default=32, help="training images for the NVF")
     parser.add_argument("--enumerated", type=int, default=16, help="test images for critical bits, with two seeds")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 1.0], help="of the neurons to protect")
+    parser.add_argument("--only", choices=KINDS, nargs="+", default=KINDS)
     parser.add_argument(
         "--per-layer", action="store_true", help="one quantization step a layer instead of one a channel"
     )
