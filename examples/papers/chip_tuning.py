@@ -229,9 +229,8 @@ def main() -> None:
                 file.write_text(json.dumps(run(network, case, arguments), indent=1))
             results.append(json.loads(file.read_text()))
     print(table(results))
-    print(
-        f"\n{sum(r['seconds'] for r in results):.0f} s of processor time; one tuning {max(r['tune_seconds'] for r in results):.3f} s"
-    )
+    seconds, once = sum(r["seconds"] for r in results), max(r["tune_seconds"] for r in results)
+    print(f"\n{seconds:.0f} s of processor time; one tuning {once:.3f} s")
     if arguments.plot is not None:
         plot(results, arguments.plot)
 
