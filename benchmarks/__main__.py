@@ -12,7 +12,22 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import attack, encoder, events, fit, harness, lif, peers, plots, report, rules, steps, threads, train
+from benchmarks import (
+    attack,
+    encoder,
+    events,
+    fit,
+    harness,
+    lif,
+    noise,
+    peers,
+    plots,
+    report,
+    rules,
+    steps,
+    threads,
+    train,
+)
 from benchmarks.environment import allocator, environment
 from benchmarks.harness import Result
 
@@ -21,6 +36,7 @@ BENCHMARKS: dict[str, tuple[harness.Cases, int]] = {
     "lif-memory": (lif.peaks, 3),
     "encoder": (encoder.cases, 21),
     "events": (events.cases, 21),
+    "noise": (noise.cases, 21),
     "train": (train.cases, 7),
     "fit": (fit.cases, 7),
     "attack": (attack.cases, 5),

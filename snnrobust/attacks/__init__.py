@@ -52,6 +52,7 @@ from snnrobust.attacks.sa_pgd import SAPGD
 from snnrobust.attacks.sharmin import Sharmin
 from snnrobust.attacks.sparse_rs import SparseRS
 from snnrobust.attacks.square import Square
+from snnrobust.attacks.sram import SRAMAttack, SRAMAttackResult
 from snnrobust.attacks.standard import Stage, Standard, standard
 from snnrobust.attacks.threat import THREATS, Linf, ThreatModel
 from snnrobust.attacks.transfer import Transfer
@@ -112,6 +113,8 @@ __all__ = [
     "RandomNoise",
     "RandomSign",
     "SPSAAttack",
+    "SRAMAttack",
+    "SRAMAttackResult",
     "ShadowMIA",
     "Shadows",
     "Sharmin",

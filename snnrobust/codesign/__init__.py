@@ -3,10 +3,42 @@
 from snnrobust.codesign.accuracy_predictor import AccuracyPredictor, accuracy_predictor
 from snnrobust.codesign.chip_tuning import ChipTuner, chip_accuracy, fit_knobs, fit_tuner, tune
 from snnrobust.codesign.knobs import with_knobs
+from snnrobust.codesign.neuron_splitting import (
+    Overhead,
+    accuracy_under_bit_errors,
+    overhead,
+    split_neurons,
+    triplicate_neurons,
+)
 from snnrobust.codesign.signature import compact_images, signature, signatures
+from snnrobust.codesign.surgical_noise import SurgicalNoise
+from snnrobust.codesign.surgical_result import Judgement, Score, SurgicalResult, Trial
 from snnrobust.codesign.tuning_report import TuningReport, Yield, chip_yield, judge_tuning
 
 __all__ = [
-    "AccuracyPredictor", "ChipTuner", "TuningReport", "Yield", "accuracy_predictor", "chip_accuracy", "chip_yield",
-    "compact_images", "fit_knobs", "fit_tuner", "judge_tuning", "signature", "signatures", "tune", "with_knobs",
-]  # fmt: skip
+    "AccuracyPredictor",
+    "ChipTuner",
+    "Judgement",
+    "Overhead",
+    "Score",
+    "SurgicalNoise",
+    "SurgicalResult",
+    "Trial",
+    "TuningReport",
+    "Yield",
+    "accuracy_predictor",
+    "accuracy_under_bit_errors",
+    "chip_accuracy",
+    "chip_yield",
+    "compact_images",
+    "fit_knobs",
+    "fit_tuner",
+    "judge_tuning",
+    "overhead",
+    "signature",
+    "signatures",
+    "split_neurons",
+    "triplicate_neurons",
+    "tune",
+    "with_knobs",
+]

@@ -1,4 +1,4 @@
-"""Static image sets: scikit-learn's digits (embedded), MNIST-like sets and CIFAR-10 in their official files."""
+"""Sets by name: scikit-learn's digits (embedded), MNIST-like sets and CIFAR-10 in their official files, pen strokes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from torch.utils.data import TensorDataset
 
 from snnrobust import checks
 from snnrobust.data.cifar import cifar10, cifar10_small
+from snnrobust.data.strokes import POINTS, mnist_strokes
 
 __all__ = ["DATASETS", "SHAPES", "data_root", "load"]
 
-SHAPES: dict[str, tuple[int, int, int]] = {
+SHAPES: dict[str, tuple[int, ...]] = {
     "digits": (1, 8, 8),
     "mnist": (1, 28, 28),
     "fashion-mnist": (1, 28, 28),
     "cifar10": (3, 32, 32),
     "cifar10-small": (3, 32, 32),
+    "mnist-strokes": (POINTS, 2),
 }
-"""Shapes of the images of each set, ``(C, H, W)``."""
+"""Shape of one sample of each set: images ``(C, H, W)``, sequences ``(T, F)``."""
 DATASETS = tuple(SHAPES)
 
 
@@ -35,12 +37,13 @@ def data_root() -> Path:
 
 
 def load(name: str, split: str, root: str | Path | None = None) -> TensorDataset:
-    """Images ``[N, C, H, W]`` float32 in [0, 1] and int64 labels, in the official order.
+    """Images ``[N, C, H, W]`` or sequences ``[N, T, F]``, float32 in [0, 1], and int64 labels, in the official order.
 
     Args:
         name: ``"digits"`` (1,797 scans of 8 x 8, embedded in scikit-learn; 500 of them, stratified, are the test set),
             ``"mnist"`` or ``"fashion-mnist"`` (60,000 and 10,000 of 28 x 28), ``"cifar10"`` (50,000 and 10,000 of 3 x 32 x 32) or
-            ``"cifar10-small"`` (20,000 and 1,000 of them: the first 2,000 of each class, the first test images).
+            ``"cifar10-small"`` (20,000 and 1,000 of them: the first 2,000 of each class, the first test images);
+            ``"mnist-strokes"``, sequences of 40 x 2: :func:`~snnrobust.data.mnist_strokes` has other lengths and coordinates.
         split: ``"train"`` or ``"test"``.
         root: Folder that holds the sets; default :func:`data_root`.
 
@@ -57,6 +60,8 @@ def load(name: str, split: str, root: str | Path | None = None) -> TensorDataset
         images, labels = (cifar10 if name == "cifar10" else cifar10_small)(root / "cifar10", split)
         return TensorDataset(images.float().div_(255), labels)
     folder = root / name
+    if name == "mnist-strokes":
+        return mnist_strokes(folder, split)
     prefix = "train" if split == "train" else "t10k"
     images = _idx(folder / f"{prefix}-images-idx3-ubyte.gz", rank=3)
     labels = _idx(folder / f"{prefix}-labels-idx1-ubyte.gz", rank=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class Backend(Stochastic):
     """
 
     drawn: Drawn | None = None
-    gradient: ClassVar[Gradient] = "exact"
+    gradient: Gradient = "exact"
     at: At = "product"
     _chip: Tensor | None = None
 
@@ -97,15 +97,17 @@ class Backend(Stochastic):
 
     def noise(self, like: Tensor, start: int, drawn: Drawn) -> Tensor:
         """Standard normal noise for ``like`` ``[T, B, *]``, drawn as declared and broadcast over the rest."""
+        key, sample_ids, rows, start = self.source(like, start, drawn)
+        return draws.normal(key, sample_ids, (*rows, *like.shape[2:]), start).to(like.dtype)
+
+    def source(self, like: Tensor, start: int, drawn: Drawn) -> tuple[Tensor, Tensor, tuple[int, int], int]:
+        """Where noise for ``like`` ``[T, B, *]`` comes from: key, ids, steps and samples that are drawn, the first step."""
         checks.choice("drawn", drawn, get_args(Drawn))
         if drawn == "step":
-            noise = self.normal(like.shape, start, like.device)
-        elif drawn == "inference":
-            noise = self.normal((1, *like.shape[1:]), 0, like.device)
-        else:
-            one = torch.zeros(1, dtype=torch.int64, device=like.device)
-            noise = draws.normal(self.chip_key(like.device), one, (1, 1, *like.shape[2:]))
-        return noise.to(like.dtype)
+            return *self._state(like.shape, like.device), (like.shape[0], like.shape[1]), start
+        if drawn == "inference":
+            return *self._state(like.shape, like.device), (1, like.shape[1]), 0
+        return self.chip_key(like.device), torch.zeros(1, dtype=torch.int64, device=like.device), (1, 1), 0
 
     def chip_key(self, device: torch.device | None = None) -> Tensor:
         """The key of what is drawn once a chip: for ``draws.normal(key, ids, shape)`` and its like."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from snnrobust import checks
 from snnrobust.hardware.backend import At, Backend, Drawn
+from snnrobust.kernels.noise import gaussian_noise
 
 __all__ = ["GaussianNoise"]
 
@@ -64,15 +65,9 @@ class GaussianNoise(Backend):
         return self.drawn != "chip" and (self.sigma > 0 or self.additive > 0)
 
     def read(self, y: Tensor, start: int) -> Tensor:
-        kinds = (self.sigma > 0) + (self.additive > 0)
-        if kinds == 0:
+        if self.sigma == 0 and self.additive == 0:
             return y
-        xi = self.noise(y[..., None].expand(*y.shape, kinds), start, self.drawn).unbind(-1)
-        if self.sigma > 0:
-            y = y * (1.0 + self.sigma * xi[0])
-        if self.additive > 0:
-            y = y + self.additive * xi[-1]
-        return y
+        return gaussian_noise(y, *self.source(y, start, self.drawn), self.sigma, self.additive)
 
     def extra_repr(self) -> str:
         ratio = f" ({-20 * log10(self.sigma):.1f} dB)" if self.sigma > 0 else ""

@@ -158,6 +158,10 @@ def test_every_data_set_is_loadable_by_name(tmp_path):
         if name.startswith("cifar10"):
             (tmp_path / "cifar10").mkdir(exist_ok=True)
             (tmp_path / "cifar10" / "test_batch.bin").write_bytes(bytes(2 * 3073))
+        elif name == "mnist-strokes":
+            (tmp_path / name).mkdir()
+            arrays = {"points": [[1, 1, 1, 1]], "offsets": [0, 1], "labels": [3]}
+            np.savez(tmp_path / name / "mnist_strokes.npz", **{f"test_{k}": np.array(v) for k, v in arrays.items()})
         elif name != "digits":
             write(tmp_path, name=name)
         x, _ = load(name, "test", tmp_path).tensors

@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "driver.h"
+#include "driver_draws.h"
 #include "events.h"
 #include "lif.h"
 #include "pooling.h"
@@ -17,12 +18,6 @@ int SNN_NAME(lif_forward)(const Lif *k);
 int SNN_NAME(lif_backward)(const Lif *k);
 int SNN_NAME(norm_moments)(const Lif *k);
 int SNN_NAME(norm_backward)(const Lif *k);
-void SNN_NAME(philox_uniform)(const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int64_t, float *, int);
-void SNN_NAME(philox_normal)(const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int64_t, float *, int);
-void SNN_NAME(philox_bernoulli)(
-    const int64_t *, const int64_t *, int64_t, int64_t, int64_t, int64_t, const void *, void *, int, int, int);
-void SNN_NAME(philox_words)(const uint32_t *, const uint32_t *, int64_t, uint32_t *);
-void SNN_NAME(philox_box_muller)(const uint32_t *, int64_t, float *);
 int SNN_NAME(max_pool_forward)(const Shape *, const void *, void *, uint8_t *, int);
 int SNN_NAME(avg_pool_forward)(const Shape *, const void *, void *, int);
 int SNN_NAME(pool_backward)(const Shape *, const void *, void *, const uint8_t *, int);
@@ -129,64 +124,6 @@ static int norm_backward_once(int threads) {
     k.grad = values(k.T * k.M, k.bf16, -1, 1);
     k.grad_x = k.x_step && chance(2) ? (void *)k.grad : room(inputs(&k), k.bf16); /* in place, too */
     return SNN_NAME(norm_backward)(&k);
-}
-
-/* ---- draws ---------------------------------------------------------------------------------------------------- */
-
-typedef struct {
-    int64_t *key, *ids, T, B, elements, start;
-} Draw;
-
-static Draw draw(void) {
-    Draw d = {block(16), 0, (int64_t)chance(4), (int64_t)chance(4), length(), (int64_t)chance(UINT64_C(1) << 32)};
-    if (!chance(30)) d.T = 3, d.elements = (1 << 19) + 64 * (int64_t)chance(9); /* past the cache */
-    d.ids = block((size_t)d.B * 8);
-    for (int64_t i = 0; i < d.B; i++) d.ids[i] = (int64_t)(chance(UINT64_C(1) << 53) << 11);
-    for (int i = 0; i < 2; i++) d.key[i] = (int64_t)chance(UINT64_C(1) << 32);
-    return d;
-}
-
-static int philox_uniform_once(int threads) {
-    const Draw d = draw();
-    float *out = placed(d.T * d.B * d.elements, 4);
-    SNN_NAME(philox_uniform)(d.key, d.ids, d.T, d.B, d.elements, d.start, out, some(threads));
-    return 0;
-}
-
-static int philox_normal_once(int threads) {
-    const Draw d = draw();
-    float *out = placed(d.T * d.B * d.elements, 4);
-    SNN_NAME(philox_normal)(d.key, d.ids, d.T, d.B, d.elements, d.start, out, some(threads));
-    return 0;
-}
-
-static int philox_bernoulli_once(int threads) {
-    const Draw d = draw();
-    const int bf16 = (int)chance(2);
-    const void *p = values(d.B * d.elements, bf16, -1, 1);
-    void *out = placed(d.T * d.B * d.elements, bf16 ? 2 : 4);
-    SNN_NAME(philox_bernoulli)(d.key, d.ids, d.T, d.B, d.elements, d.start, p, out, bf16, (int)chance(2), some(threads));
-    return 0;
-}
-
-static uint32_t *random_words(int64_t n) {
-    uint32_t *made = block((size_t)n * 4);
-    for (int64_t i = 0; i < n; i++) made[i] = chance(50) ? (uint32_t)chance(UINT64_C(1) << 32) : chance(2) ? 0 : UINT32_MAX;
-    return made;
-}
-
-static int philox_words_once(int threads) {
-    const int64_t n = (int64_t)chance(600);
-    (void)threads;
-    SNN_NAME(philox_words)(random_words(2), random_words(4), n, block((size_t)n * 16));
-    return 0;
-}
-
-static int philox_box_muller_once(int threads) {
-    const int64_t pairs = (int64_t)chance(600);
-    (void)threads;
-    SNN_NAME(philox_box_muller)(random_words(2 * pairs), pairs, placed(2 * pairs, 4));
-    return 0;
 }
 
 /* ---- pooling -------------------------------------------------------------------------------------------------- */
@@ -371,6 +308,8 @@ static const struct {
     {"philox_bernoulli", philox_bernoulli_once},
     {"philox_words", philox_words_once},
     {"philox_box_muller", philox_box_muller_once},
+    {"gaussian_noise", gaussian_noise_once},
+    {"bit_errors", bit_errors_once},
     {"max_pool_forward", max_pool_forward_once},
     {"avg_pool_forward", avg_pool_forward_once},
     {"pool_backward", pool_backward_once},

@@ -1,0 +1,142 @@
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from snnrobust.draws import draws, is_stochastic
+from snnrobust.encoders import Poisson
+from snnrobust.hardware import deploy
+from snnrobust.hardware.bits import store
+from snnrobust.hardware.faults import BitErrors
+from snnrobust.models import Conv, Dense, Pool, ordinary, spiking
+from snnrobust.neurons import LIF
+from snnrobust.quantization import Uniform
+
+ARCHITECTURE = (Conv(4), Pool(), Dense(6))
+MODELS = {
+    "ann": lambda: ordinary(ARCHITECTURE, (1, 4, 4), 3),
+    "snn": lambda: spiking(ARCHITECTURE, (1, 4, 4), 3, Poisson(4), LIF(threshold=0.1)),
+}
+
+
+@pytest.fixture(params=list(MODELS))
+def model(request):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MODELS[request.param]().eval()
+
+
+@pytest.fixture
+def x():
+    return torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def run(m, x, key=3, ids=None):
+    with torch.no_grad(), draws(m, key, ids):
+        return m(x)
+
+
+def flipped(w, read, bits):
+    """Which bits of the words differ, ``[*w.shape, k]``."""
+    stored = store(w, bits)
+    codes = (read.double() / stored.step).round().to(torch.int16)
+    words = (codes & (2**bits - 1)).to(torch.uint8)
+    return ((words ^ stored.words)[..., None] >> torch.arange(bits)) & 1
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rate", [0.002, 0.1])
+def test_the_rate_is_that_of_every_bit(bits, rate):
+    """Binomial test over all bits, and chi-square for equal rates of positions; 0.001 each."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = nn.Linear(200, 150)
+    chip = deploy(nn.Sequential(layer), BitErrors(rate, bits), seed=2)
+    flips = flipped(layer.weight, chip[0].layer.array.weight, bits)
+    assert stats.binomtest(int(flips.sum()), flips.numel(), rate).pvalue > 1e-3
+    assert stats.chisquare(flips.flatten(0, 1).sum(0).numpy()).pvalue > 1e-3
+    other = deploy(nn.Sequential(layer), BitErrors(rate, bits), seed=3)
+    both = (flips & flipped(layer.weight, other[0].layer.array.weight, bits)).sum()
+    assert stats.binomtest(int(both), flips.numel(), rate**2).pvalue > 1e-3
+
+
+def test_no_errors_are_the_quantized_model_bit_for_bit(model, x):
+    ideal = run(deploy(model, Uniform(bits=8), seed=0), x)
+    for drawn in ("chip", "inference", "step"):
+        assert torch.equal(run(deploy(model, BitErrors(0.0, drawn=drawn), seed=0), x), ideal)
+
+
+def test_all_bits_flipped_is_the_complement():
+    layer = nn.Linear(5, 4)
+    chip = deploy(nn.Sequential(layer), BitErrors(1.0), seed=0)
+    codes = store(layer.weight).codes
+    expected = (-codes - 1).double() * store(layer.weight).step
+    torch.testing.assert_close(chip[0].layer.array.weight.double(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("drawn", "forwards_equal"), [("chip", True), ("inference", False), ("step", False)])
+def test_when_they_are_drawn(model, x, drawn, forwards_equal):
+    chips = [deploy(model, BitErrors(0.05, drawn=drawn), seed=seed) for seed in (7, 7, 8)]
+    one, again, other_key, other_chip = run(chips[0], x), run(chips[1], x), run(chips[0], x, 4), run(chips[2], x)
+    assert torch.equal(one, again)
+    spiking_model = not isinstance(model, nn.Sequential)
+    if not spiking_model:  # a Poisson encoder draws as well
+        assert torch.equal(one, other_key) == forwards_equal
+        assert is_stochastic(chips[0]) == (not forwards_equal)
+    assert torch.equal(one, other_chip) == (drawn != "chip")
+
+
+@pytest.mark.parametrize("drawn", ["inference", "step"])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_each_sample_reads_its_own_bits(drawn, per_channel):
+    """The layer by hand: for each sample (and step) another weight, the same in a part of the batch."""
+    model = spiking((Dense(6),), (1, 4, 4), 3, Poisson(4), LIF(threshold=0.1), norm="none").eval()
+    chip = deploy(model, BitErrors(0.05, drawn=drawn, per_channel=per_channel), seed=0)
+    (layer,) = [m for m in chip.modules() if type(m).__name__ == "DeployedLayer"][:1]
+    ids, seen = torch.tensor([4, 9, 2]), torch.eye(16)
+    with draws(chip, 1, ids):
+        weights = torch.stack([layer(seen[k].expand(4, 3, 16)) for k in range(16)], -1) - (
+            0 if layer.bias is None else layer.bias[:, None]
+        )
+    assert torch.allclose(weights[0], weights[1]) == (drawn == "inference")
+    assert not torch.allclose(weights[:, 0], weights[:, 1])
+    with draws(chip, 1, ids[1:]):
+        part = layer(torch.rand(4, 2, 16, generator=torch.Generator().manual_seed(0)))
+    whole = torch.cat([torch.zeros(4, 1, 16), torch.rand(4, 2, 16, generator=torch.Generator().manual_seed(0))], 1)
+    with draws(chip, 1, ids):
+        assert torch.equal(layer(whole)[:, 1:], part)
+        state, each = layer.initial_state(whole[0]), []
+        for x_t in whole:
+            y, state = layer.step(x_t, state)
+            each.append(y)
+        assert torch.allclose(torch.stack(each), layer(whole), atol=1e-6)
+
+
+def test_the_gradient_is_that_of_the_weights_that_were_read():
+    chip = deploy(nn.Sequential(nn.Linear(5, 4).double()), BitErrors(0.1, drawn="inference"), seed=0)
+    x = torch.rand(3, 5, dtype=torch.float64, requires_grad=True)
+    with draws(chip, 2):
+        assert torch.autograd.gradcheck(chip, (x,))
+
+
+def test_a_step_for_each_channel():
+    layer = nn.Linear(50, 3)
+    layer.weight.data[0] *= 100
+    exact = store(layer.weight, 8, axis=0).values(torch.float32)
+    chip = deploy(nn.Sequential(layer), BitErrors(0.0, per_channel=True), seed=0)
+    assert torch.equal(chip[0].layer.array.weight, exact)
+    assert not torch.equal(exact, store(layer.weight, 8).values(torch.float32))
+
+
+def test_errors_name_the_remedy():
+    with pytest.raises(ValueError, match=r"rate must be in \[0, 1\], got 2"):
+        BitErrors(2)
+    with pytest.raises(ValueError, match=r"bits must be in 2..8, got 9"):
+        BitErrors(0.1, bits=9)
+    with pytest.raises(ValueError, match="drawn must be one of"):
+        BitErrors(0.1, drawn="always")
+    layer = nn.Linear(2, 2)
+    layer.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        deploy(nn.Sequential(layer), BitErrors(0.1), seed=0)
+    assert repr(BitErrors(0.1, 4)) == "BitErrors(rate=0.1, bits=4, drawn='chip')"
