@@ -14,6 +14,7 @@ from torch import nn
 from snnrobust.draws import draws
 from snnrobust.encoders import Direct
 from snnrobust.hardware import BACKENDS, Array, Chain, Crossbar, GaussianNoise, Operation, deploy, fleet, on_chips
+from snnrobust.hardware.crossbar import backend as crossbar_backend
 from snnrobust.hardware.crossbar.nodal import effective_conductance
 from snnrobust.models import Conv, Dense, Pool, ordinary, spiking
 from snnrobust.neurons import LIF
@@ -527,6 +528,12 @@ def test_a_layer_of_zeros(x):
     net[1].weight.data.zero_()
     for crossbar in (Crossbar(4, 4), Crossbar(4, 4, adc_bits=4, dac_bits=4, output_gain="column", variation=0.1)):
         assert torch.equal(deploy(net, crossbar, seed=0)(x), net[1].bias.detach().expand(5, 3))
+
+
+def test_a_layer_of_zeros_is_not_solved(monkeypatch):
+    """Chips are rebuilt from files with such weights first."""
+    monkeypatch.setattr(crossbar_backend, "solve", None)
+    deploy(linear(torch.zeros(9, 9)), Crossbar(4, 4, variation=0.1), seed=0)
 
 
 def test_variation_without_a_chip():
