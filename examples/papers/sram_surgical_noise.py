@@ -33,12 +33,12 @@ from snnrobust.hardware import SRAM
 from snnrobust.learning_rules import BPTT
 from snnrobust.models import Conv, Dense, Pool, ordinary, spiking
 
-LAYERS = (Conv(12), Pool(), Conv(24), Pool(), Dense(64))
+LAYERS = (Conv(8), Pool(), Conv(16), Pool(), Dense(48))
 EPS = {"fashion-mnist": "8/255", "mnist": 0.1, "digits": 0.1}
-STEPS, EPOCHS, TRAINED, SELECTED, GIVEN = 4, 3, 10_000, 500, 256
+STEPS, EPOCHS, TRAINED, SELECTED, GIVEN = 4, 3, 6_000, 500, 256
 KINDS = ("ANN", f"SNN, T = {STEPS}")
 VOLTAGES = (0.83, 0.79)
-RATIOS = ("6:2", "5:3", "4:4", "3:5")
+RATIOS = ("6:2", "4:4", "2:6")
 MEMORIES = ("chip", "inference")
 ATTACKED = ((0.83, "4:4"), (0.83, "0:8"), (0.79, "4:4"), (0.79, "0:8"))
 SETTINGS = {
@@ -80,8 +80,8 @@ def defence(model: nn.Module, name: str, drawn: str, chosen_on: Images, judged_o
         attack=FGSM(threat),
         configurations=[SRAM(v, ratio=ratio, drawn=drawn) for v in VOLTAGES for ratio in RATIOS],  # type: ignore[arg-type]
         judges=judges,
-        chips=3 if chip else 1,
-        judge_chips=3 if chip else 1,
+        chips=2 if chip else 1,
+        judge_chips=2 if chip else 1,
         draws=3,
         judge_draws=8,
         eot=4,
@@ -205,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Surgical noise as a defence, and the attack on the parameters.")
     parser.add_argument("--data", choices=sorted(EPS), default="fashion-mnist")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--judged", type=int, default=1000, help="test images")
+    parser.add_argument("--judged", type=int, default=500, help="test images")
     parser.add_argument("--output", type=Path, default=Path("runs/surgical_noise"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,8 @@ class SRAMAttack:
 
     .. math:: \text{gain}_{i,b} = \frac{\partial L}{\partial w_i} \, \Delta \, \delta_{i,b} > 0
 
-    in ``rounds``, each with a gradient of its own. The round that leaves the lowest accuracy on the attacker's data is kept.
+    in ``rounds``, each with a gradient of its own. The round that leaves the lowest accuracy on the attacker's data is kept,
+    of several the one with the largest loss.
     Flips are judged on other samples; beside them stand as many random flips of weak cells, and the failure of all of them.
 
     How the paper's attacker chooses could not be read; this one bounds what a choice among weak cells is worth.
@@ -131,7 +132,7 @@ class SRAMAttack:
         victim = Passes(memory.model, x, y, n, self.batch_size, self.loss)
         key, judge_key = derive(seed, "SRAM attack", "search"), derive(seed, "SRAM attack", "judge")
         sets, points, blind = self._search(memory, cells, victim, key)
-        best = min(range(len(points)), key=lambda i: (float(points[i][1].mean()), i))
+        best = min(range(len(points)), key=lambda i: (float(points[i][1].mean()), -points[i][0]))
 
         def judged(passed: nn.Module) -> Passes:
             return Passes(passed, x_judge, y_judge, judge_n, self.batch_size)

@@ -65,7 +65,7 @@ def test_only_weak_cells_are_flipped_and_chosen_ones_do_more_harm(models, sample
         assert torch.equal(result.model.get_submodule(name).weight, sram_values(own, flipped))
         count += int(sum(((array.faults >> b) & 1).sum() for b in range(8)))
     assert count == result.weak
-    assert 0 < len(result.flips) < count
+    assert 0 < len(result.flips) <= result.points[-1][0] < count  # not all weak cells help
     assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
     random = sum(t.accuracy[-1] for t in result.random) / len(result.random)
     assert result.judgement.accuracy[-1] < random - 0.1

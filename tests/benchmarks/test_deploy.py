@@ -23,7 +23,10 @@ def test_it_measures_every_row_and_leaves_the_cache_alone(monkeypatch, tmp_path)
 
 def test_it_prints_a_table(monkeypatch, capsys):
     threads = torch.get_num_threads()
-    monkeypatch.setattr("sys.argv", "deploy --architecture lenet5 --rows 16 --columns 16 --batch 1 --threads 1".split())
+    monkeypatch.setattr(
+        "sys.argv",
+        ["deploy", "--architecture", "lenet5", "--rows", "16", "--columns", "16", "--batch", "1", "--threads", "1"],
+    )
     try:
         deploy.main()
     finally:

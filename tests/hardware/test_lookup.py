@@ -351,7 +351,7 @@ def test_it_is_registered_and_rebuilt_from_its_arguments():
 def test_noise_can_follow_but_not_another_array():
     model = ann()
     deploy(model, Chain(LookupTable(**NOISY), GaussianNoise(additive=0.1)), seed=0)
-    with pytest.raises(TypeError, match="LookupTable cannot be programmed into a LookupArray"):
+    with pytest.raises(TypeError, match="LookupTable programs plain weights.* has made a LookupArray"):
         deploy(model, Chain(LookupTable(**NOISY), LookupTable(**NOISY)), seed=0)
 
 

@@ -155,7 +155,6 @@ def _node_by_node(w: Tensor, k: Tensor, keep: bool) -> tuple[Tensor, Tensor | No
         if i + 1 < m:
             w[:, i + 1 :].addcmul_(rest.unsqueeze(-1), share.unsqueeze(-2))
             k[:, i + 1 :, i + 1 :].addcmul_(rest.unsqueeze(-1), part.unsqueeze(-2))
-            k.diagonal(dim1=-2, dim2=-1).zero_()
     if not keep:
         return new, None
     for i in reversed(range(m)):  # w becomes the response
