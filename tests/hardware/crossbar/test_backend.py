@@ -21,7 +21,6 @@ MODELS = {
     "ann": lambda: ordinary(ARCHITECTURE, (1, 4, 4), 3),
     "snn": lambda: spiking(ARCHITECTURE, (1, 4, 4), 3, Direct(4), LIF(threshold=0.1)),
 }
-NOISY = {"variation": 0.1, "stuck_on": 0.01, "stuck_off": 0.02}
 
 
 @pytest.fixture(autouse=True)
