@@ -452,6 +452,15 @@ def draw(study: Study, kind: str, path: Path) -> None:
     plt.close(figure)
 
 
+def _same(path: Path, settings: Settings) -> None:
+    """Of the results that are there; more seeds are another matter."""
+    now = json.loads(json.dumps({k: v for k, v in asdict(settings).items() if k != "seeds"}))
+    if not path.exists():
+        write_bytes(path, json.dumps(now).encode())
+    elif json.loads(path.read_bytes()) != now:
+        raise SystemExit(f"{path.parent} holds results of other settings: use another --out")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What a crossbar with resistive wires does to robustness.")
     parser.add_argument("--quick", action="store_true", help="digits, small; the numbers mean nothing")
@@ -464,6 +473,7 @@ def main() -> None:
     changed = {k: v for k in ("seeds", "eps") if (v := getattr(arguments, k)) is not None}
     settings = Settings(**{**asdict(QUICK if arguments.quick else FULL), **changed})
     arguments.out.mkdir(parents=True, exist_ok=True)
+    _same(arguments.out / "settings.json", settings)
     torch.set_num_threads(1)
     study = Study(settings, arguments.out)
     if not arguments.tables:
