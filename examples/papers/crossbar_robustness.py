@@ -18,7 +18,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from torch.utils.data import TensorDataset
 
 from snnrobust import data, models
 from snnrobust.attacks import PGD, Linf, crafted, standard
+from snnrobust.attacks.losses import dlr
 from snnrobust.attacks.random_noise import RandomSign
 from snnrobust.draws import derive, draws, keyed
 from snnrobust.encoders import Direct
@@ -126,7 +127,7 @@ class Study:
         hits = [self.logits(model, x, k).argmax(1) == self.y[: len(x)] for k in range(judged)]
         return torch.stack(hits).float().mean(0).tolist()
 
-    def pgd(self, seed: int) -> PGD:
+    def pgd(self) -> PGD:
         return PGD(self.threat, steps=self.s.steps)
 
     def adversarial(self, name: str, model: nn.Module, seed: int, attack: Any = None) -> Tensor:
@@ -135,7 +136,7 @@ class Study:
         if name not in self._adversarial:
             if not path.exists():
                 made = [
-                    (attack or self.pgd(seed))(model, x, y, seed=seed, sample_ids=ids)
+                    (attack or self.pgd())(model, x, y, seed=seed, sample_ids=ids)
                     for x, y, ids in zip(
                         self.x.split(250), self.y.split(250), torch.arange(len(self.x)).split(250), strict=True
                     )
@@ -211,6 +212,23 @@ class Study:
 
         self.cell(name, make)
 
+    def scale_free(self, kind: str, seed: int, size: int | None, gain: str) -> None:
+        """PGD on the DLR loss, which does not see how large the logits are: wires and gains change that."""
+        name = f"{kind}-{seed}-ideal" if size is None else f"{kind}-{seed}-{size}-{gain}"
+
+        def make() -> dict[str, Any]:
+            model = self.model(kind, seed)
+            if size is None:
+                victim = model
+            elif size == 0:
+                victim = recalibrate(model, self.fitting, seed=CHIP)
+            else:
+                victim = self.chip(model, size, gain)
+            attack = replace(self.pgd(), loss=dlr)
+            return {"dlr": self.right(victim, self.adversarial(f"{name}-dlr", victim, seed, attack))}
+
+        self.cell(f"{name}-dlr", make)
+
     def mismatch(self, model: nn.Module, chip: nn.Module) -> tuple[float, float]:
         """Of the gradients of ideal model and chip on images that both get right: cosine, and share of equal signs."""
         x, y = self.x[:100], self.y[:100]
@@ -253,7 +271,7 @@ class Study:
             if craft == "software":
                 x = self.adversarial(f"{kind}-{seed}-ideal", model, seed)
             else:
-                attack = crafted(self.pgd(seed), craft, model)  # type: ignore[arg-type]
+                attack = crafted(self.pgd(), craft, model)  # type: ignore[arg-type]
                 x = self.adversarial(f"{kind}-{seed}-{size}-noisy-{craft}", chip, seed, attack)
             return {"clean": self.right(chip, self.x, 4), craft: self.right(chip, x, 4)}
 
@@ -308,6 +326,15 @@ class Study:
                 for g in ("none", "BatchNorm")
             ],
             "time": [lambda i=i, T=T: self.over_time(T, i, largest) for T in self.s.time_steps for i in seeds],
+            "dlr": [
+                lambda k=k, i=i, n=n, g=g: self.scale_free(k, i, n, g)
+                for k, sizes, gains in (
+                    ("ANN", self.s.sizes, GAINS),
+                    (spiking, self.s.spiking_sizes, ("none", "BatchNorm")),
+                )
+                for i in seeds
+                for n, g in [(None, ""), (0, "BatchNorm"), *((n, g) for n in sizes for g in gains)]
+            ],
             "suite": [lambda: self.suite("ANN", 0, largest)],
         }
         for part in parts or plan:
@@ -345,33 +372,65 @@ def gathered(study: Study, name: str) -> list[dict[str, Any]]:
 
 
 def robustness(study: Study, kind: str) -> str:
-    rows = [[
-        "tile", "calibration", "clean", "random signs", "software-crafted", "chip-crafted", "gain if software-crafted, points",
-        "gain left if chip-crafted, points", "logit scale", "gradient cosine", "equal signs", "seeds",
-    ]]  # fmt: skip
+    """The strongest attacker takes for each image the worst of what was crafted on model and chip, by both losses."""
     base = gathered(study, f"{kind}-{{seed}}-ideal")
     if not base:
         return ""
-
-    def all_of(found: list[dict[str, Any]], what: str) -> list[list[float]]:
-        return [f[what] for f in found]
-
-    rows.append(["ideal", "", *(percent(all_of(base, k)) for k in ("clean", "random", "chip", "chip"))])
-    rows[-1] += ["0", "0", "1", "1", "1", str(len(base))]
+    of_base = worst(base, gathered(study, f"{kind}-{{seed}}-ideal-dlr"), ("chip",))
+    rows = [[
+        "tile", "calibration", "clean", "random signs", "software-crafted", "chip-crafted", "strongest",
+        "gain, software-crafted", "gain, chip-crafted", "gain, strongest", "seeds",
+    ]]  # fmt: skip
+    rows.append(["ideal", "", *(percent([b[k] for b in base]) for k in ("clean", "random", "chip", "chip"))])
+    rows[-1] += [percent(of_base) if of_base else "", "", "", "", str(len(base))]
     for size in (0, *study.s.sizes):
         for gain in GAINS:
             found = gathered(study, f"{kind}-{{seed}}-{size}-{gain}")
             if not found:
                 continue
-            same = base[: len(found)]
-            scales = np.mean([f["scale"] / b["scale"] for f, b in zip(found, same, strict=True)])
+            strongest = worst(found, gathered(study, f"{kind}-{{seed}}-{size}-{gain}-dlr"), ("software", "chip"))
+            ideal = [b["chip"] for b in base[: len(found)]]
             rows.append([
-                str(size or "ideal"), gain, *(percent(all_of(found, k)) for k in ("clean", "random", "software", "chip")),
-                points(all_of(found, "software"), all_of(same, "chip")), points(all_of(found, "chip"), all_of(same, "chip")),
-                f"{scales:.2f}", f"{np.mean([f['cosine'] for f in found]):.2f}", f"{np.mean([f['signs'] for f in found]):.2f}",
-                str(len(found)),
+                str(size or "ideal"), gain,
+                *(percent([f[k] for f in found]) for k in ("clean", "random", "software", "chip")),
+                percent(strongest) if strongest else "",
+                *(points([f[k] for f in found], ideal) for k in ("software", "chip")),
+                points(strongest, of_base) if strongest and len(strongest) == len(of_base) else "", str(len(found)),
             ])  # fmt: skip
     return table(rows)
+
+
+def worst(found: list[dict[str, Any]], further: list[dict[str, Any]], which: tuple[str, ...]) -> list[list[float]]:
+    """For each seed and image; empty where the attack on the DLR loss was not run."""
+    if len(further) < len(found):
+        return []
+    return [np.min([*(f[k] for k in which), d["dlr"]], axis=0).tolist() for f, d in zip(found, further, strict=True)]
+
+
+def mechanism(study: Study, kind: str) -> str:
+    base = gathered(study, f"{kind}-{{seed}}-ideal")
+    rows = [
+        [
+            "tile",
+            "calibration",
+            "scale of logits",
+            "cosine of gradients",
+            "equal signs",
+            "accuracy under PGD: cross-entropy",
+            "DLR",
+        ]
+    ]
+    for size in (None, 0, *study.s.sizes):
+        for gain in GAINS if size is not None else ("",):
+            name = f"{kind}-{{seed}}-ideal" if size is None else f"{kind}-{{seed}}-{size}-{gain}"
+            found, further = gathered(study, name), gathered(study, f"{name}-dlr")
+            if not found:
+                continue
+            scale = np.mean([f["scale"] / b["scale"] for f, b in zip(found, base, strict=False)])
+            same = [f"{np.mean([f[k] for f in found]):.2f}" if size is not None else "1" for k in ("cosine", "signs")]
+            rows.append([str(size or "ideal"), gain, f"{scale:.2f}", *same, percent([f["chip"] for f in found])])
+            rows[-1].append(percent([d["dlr"] for d in further]) if further else "")
+    return table(rows) if len(rows) > 1 else ""
 
 
 def transfers(study: Study, kind: str) -> str:
@@ -466,7 +525,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="digits, small; the numbers mean nothing")
     parser.add_argument("--seeds", type=int, default=None)
     parser.add_argument("--eps", default=None)
-    parser.add_argument("--parts", nargs="*", default=[], help="of ann, transfer, noise, snn, time, suite; default all")
+    parser.add_argument(
+        "--parts", nargs="*", default=[], help="of ann, transfer, noise, snn, time, dlr, suite; default all"
+    )
     parser.add_argument("--tables", action="store_true", help="run nothing: tables of what is there")
     parser.add_argument("--out", type=Path, default=Path("runs/crossbar-robustness"))
     arguments = parser.parse_args()
@@ -484,7 +545,7 @@ def main() -> None:
         "accuracies in % [95 % over images]"
     ]
     for kind, title in kinds.items():
-        pieces += [f"### {title}", robustness(study, kind)]
+        pieces += [f"### {title}", robustness(study, kind), "#### Mechanism", mechanism(study, kind)]
     pieces += ["### Other chips", transfers(study, "ANN"), "### Read noise", noises(study, "ANN")]
     pieces += ["### Time steps", times(study), "### Standard suite", suites(study)]
     text = "\n\n".join(p for p in pieces if p)

@@ -26,7 +26,7 @@ def script(monkeypatch):
 @pytest.mark.slow
 def test_every_part_but_the_suite(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, "GAINS", ("none", "BatchNorm"))
-    parts = ["--parts", "ann", "transfer", "noise", "snn", "time"]
+    parts = ["--parts", "ann", "transfer", "noise", "snn", "time", "dlr"]
     monkeypatch.setattr(sys, "argv", ["study", "--quick", "--out", str(tmp_path), *parts])
     script.main()
     first = capsys.readouterr().out
