@@ -15,13 +15,10 @@ from snnrobust.hardware.crossbar.nodal_tree import Conductors, Plan, Tree
 __all__ = ["nodal_currents"]
 
 STEPS = 200
-"""Newton steps before it is given up; most problems take four to eight."""
+"""Newton steps before it is given up; most problems take three to eight, b V of 50 on good wires 44."""
 
 PRECISION = 1e-11
 """Largest difference of device currents from their law, relative to the largest current, with which a step is the last."""
-
-CLOSE = 1e-3
-"""Difference from which on steps are whole: there the method converges quadratically."""
 
 LARGEST = 50.0
 """Largest ``b`` times the span of the voltages."""
@@ -43,8 +40,8 @@ def nodal_currents(G: Tensor, wires: Wires, V: Tensor, b: float) -> Tensor:
 
     Returns:
         Currents into virtual ground ``[..., K, N]``, amperes, dtype of ``V``. Every input is a problem of its own: some
-        Newton steps, each with an exact solution of the tile whose devices have the conductances dI/dv, and an exact line
-        search, with which the method always converges (the solution is the minimum of a convex function).
+        Newton steps, each an exact solution of the tile whose devices have the conductances dI/dv and a source beside. Whole
+        steps converge: from above, a step is at most about 1/b too short.
 
     Gradient: exact, with respect to ``V`` and ``G``, by the implicit function theorem: one more solution. It cannot be
     differentiated again.
@@ -52,6 +49,7 @@ def nodal_currents(G: Tensor, wires: Wires, V: Tensor, b: float) -> Tensor:
     Raises:
         ValueError: As :func:`effective_conductance`; ``V`` of another size or not finite, ``b`` negative, or so large that
             currents span more than twenty decades.
+        RuntimeError: Newton's method has not converged; not seen.
     """
     rows, columns = check(G, wires).shape[-2:]
     b = checks.number("b", b, 0.0)
@@ -113,37 +111,9 @@ def _newton(G: Tensor, V: Tensor, wires: Conductors, b: float) -> tuple[Tensor, 
 
     linear = solve(torch.zeros_like(G))[0]
     v, flowing, currents = solve(torch.asinh(b * linear) / b)  # linear devices would have these currents there
-    whole = torch.ones(len(G), 1, 1, dtype=torch.bool, device=G.device)
     for _ in range(STEPS):
         wanted = G * torch.sinh(b * v) / b
-        largest = wanted.abs().amax((1, 2), keepdim=True)
-        wrong = (wanted - flowing).abs().amax((1, 2), keepdim=True)
-        if bool((whole & (wrong <= PRECISION * largest)).all()):
+        if bool(((wanted - flowing).abs().amax((1, 2)) <= PRECISION * wanted.abs().amax((1, 2))).all()):
             return v, currents
-        new_v, new_flowing, currents = solve(v)
-        t = _search(G, b, v, flowing, new_v - v, new_flowing - flowing).masked_fill(wrong <= CLOSE * largest, 1.0)
-        whole = t == 1
-        v = torch.where(whole, new_v, v + t * (new_v - v))
-        flowing = torch.where(whole, new_flowing, flowing + t * (new_flowing - flowing))
+        v, flowing, currents = solve(v)
     raise RuntimeError(f"Newton's method has not converged in {STEPS} steps: use a smaller b, or smaller voltages")
-
-
-def _search(G: Tensor, b: float, v: Tensor, flowing: Tensor, dv: Tensor, df: Tensor) -> Tensor:
-    r"""Part of a step ``[P, 1, 1]`` that minimises the co-content of the network, a convex function.
-
-    Its derivative along the step is :math:`\sum \Delta v \, (i(v_t) - f_t)`, with f the currents that flow in the wires.
-    """
-
-    def rises(t: Tensor) -> Tensor:
-        law = G * torch.sinh(b * (v + t * dv)) / b
-        return (dv * (law - flowing - t * df)).sum((1, 2), keepdim=True)
-
-    low, high = v.new_zeros(len(v), 1, 1), v.new_ones(len(v), 1, 1)
-    whole = ~(rises(high) > 1e-3 * rises(low).abs())
-    if bool(whole.all()):
-        return high
-    for _ in range(20):
-        middle = (low + high) / 2
-        up = rises(middle) > 0
-        low, high = torch.where(up, low, middle), torch.where(up, middle, high)
-    return torch.where(whole, torch.ones_like(low), (low + high) / 2)

@@ -125,10 +125,10 @@ class Plan(NamedTuple):
         for each in self.doubled():
             p, cells = sum(each.ports), (each.first.left * each.first.top) * 2
             count = rows * columns // cells
-            most = max(most, count * p * p * 5)
+            most = max(most, count * p * p * 6)
             kept += count * p * (each.first.right if each.across else each.first.bottom)
         p = rows + 2 * columns if self.grid != (1, 1) else 0
-        most = max(most, 5 * p * p)
+        most = max(most, 6 * p * p)
         kept += 2 * (rows + columns) * min(rows, columns) * 2
         return 8 * (most + (kept if keep else 0))
 

@@ -91,6 +91,14 @@ def test_agrees_with_newton_on_the_nodes(rows, columns, b):
         assert (mine - theirs).abs().max() <= 1e-9 * theirs.abs().max()
 
 
+@pytest.mark.parametrize("wires", [Wires(10, 1, 1, 10), Wires(0.1, 0.1, 0.1, 0.1), Wires(1e-3, 1e3, 1e3, 1e-3)])
+def test_strongly_non_linear_devices_on_good_wires(wires):
+    """The start of Newton's method is fifteen decades off; whole steps come down to the solution."""
+    G, V, b = draw(11, 6, 5), voltages(12, 1, 6), 20.0
+    theirs = torch.tensor(reference(G.numpy(), wires, V[0].numpy(), b))
+    assert (nodal_currents(G, wires, V, b)[0] - theirs).abs().max() <= 1e-9 * theirs.abs().max()
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), st.floats(0.1, 15), st.integers(0, 999))
 def test_agrees_with_newton_on_the_nodes_at_random(rows, columns, b, seed):
