@@ -74,7 +74,7 @@ __all__ = [
 ]
 
 _REGISTERED = quantization, defenses  # their quantizers and trainers enter BACKENDS and RULES when they are imported
-_SEQUENCES = (Delta, Frames, LevelCrossing)  # no data set holds what they take
+_SEQUENCES = (Delta, Frames, LevelCrossing)  # they take no images
 NAMES: dict[str, list[str]] = {
     "data": list(DATASETS),
     "model key": list(ModelSection.model_fields),
