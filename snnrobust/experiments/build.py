@@ -79,7 +79,7 @@ NAMES: dict[str, list[str]] = {
     "data": list(DATASETS),
     "model key": list(ModelSection.model_fields),
     "architecture": list(ARCHITECTURES),
-    "encoder": [name for name, kind in ENCODERS.items() if kind not in _SEQUENCES],
+    "encoder": list(ENCODERS),
     "neuron": list(NEURONS),
     "surrogate": list(SURROGATES),
     "norm": list(NORMS),
