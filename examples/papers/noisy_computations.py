@@ -459,10 +459,10 @@ def main() -> None:
     done: dict[str, list[int]] = {part: [] for part in (*GRIDS, BLACKBOX)}
     text = ""
     for seed in range(options.seeds):
-        for part in parts:
+        for part in done:  # what other runs have left in the folder is shown too
             mark = output / part / f"seed{seed}-{'attacks' if part == BLACKBOX else len(sigmas)}.done"
             if not mark.exists():
-                if options.tables:
+                if options.tables or part not in parts:
                     continue
                 if part == BLACKBOX:
                     attacked_of([seed], settings, output / part)
