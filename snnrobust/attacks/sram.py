@@ -15,10 +15,12 @@ from snnrobust.attacks.bit_flip_memory import Memory, Passes
 from snnrobust.attacks.bit_flip_result import BitFlipResult, Flip, Trajectory
 from snnrobust.attacks.losses import Loss, cross_entropy
 from snnrobust.data import Data, take
+from snnrobust.data.disjoint import demand_disjoint
 from snnrobust.draws import derive, device_of, evaluating, is_stochastic
 from snnrobust.hardware.bits import flip_deltas
 from snnrobust.hardware.deploy import deploy
 from snnrobust.hardware.sram import SRAM, StoredArray
+from snnrobust.hardware.storage import build_backend, describe_backend
 from snnrobust.neurons import surrogate as surrogates
 
 __all__ = ["SRAMAttack", "SRAMAttackResult"]
@@ -119,9 +121,7 @@ class SRAMAttack:
         checks.count("seed", seed, low=0)
         x, y = take(data, batch_size=self.batch_size)
         x_judge, y_judge = take(judge, batch_size=self.batch_size)
-        common = min(len(x), len(x_judge))
-        if torch.equal(x[:common], x_judge[:common]):
-            raise ValueError("judge must be other samples than data: the flips were chosen to break those")
+        demand_disjoint(x, x_judge, "the flips were chosen to break those")
         device = device_of(model)
         x, y, x_judge, y_judge = x.to(device), y.to(device), x_judge.to(device), y_judge.to(device)
         n, judge_n = (self.draws, self.judge_draws) if is_stochastic(model, x[:8]) else (1, 1)
@@ -254,10 +254,7 @@ class _Cells:
     @classmethod
     def of(cls, model: nn.Module, memory: Memory, sram: SRAM, seed: int) -> _Cells:
         """Those of the chip ``seed``."""
-        always = SRAM(
-            sram.voltage, sram.six_t_bits, sram.ratio, sram.bits, "chip", sram.table, sram.axis, sram.v_min, sram.at_v_min,
-            sram.extrapolate,
-        )  # fmt: skip
+        always = build_backend({**describe_backend(sram), "drawn": "chip"})
         chip = deploy(model, always, seed=seed, layers=memory.attacked)
         found = []
         for number, name in enumerate(memory.attacked):
