@@ -224,7 +224,7 @@ def attack(
             crafted = build_attack(section, others, is_stochastic(differentiated, test.tensors[0][:16]), threat)
         report = evaluation.evaluate(
             model, test, {label: crafted}, eps=eps or ["8/255"], n=samples, seed=seed, selection_draws=selection_draws,
-            judge_draws=judge_draws, name=checkpoint.stem, controls=controls, progress=not quiet,
+            judge_draws=judge_draws, name=checkpoint.stem, controls=controls, progress=not quiet, chips=_seat(checkpoint),
             folder=None if output is None else output / "cells",
         )  # fmt: skip
         diagnoses = {}
@@ -240,6 +240,14 @@ def attack(
         typer.echo(f"for a paper: {evaluation.paragraph(report)}\n")
     if output is not None:
         typer.echo(f"report: {report.save(output, diagnoses)}")
+
+
+def _seat(path: Path) -> dict[str, nn.Module | None]:
+    """Where the model of a file runs, as the report calls it."""
+    from snnrobust.evaluation.report import IDEAL
+    from snnrobust.models.checkpoint import kind_of
+
+    return {"chip" if kind_of(path) == "chip" else IDEAL: None}
 
 
 def _load(path: Path) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import MISSING, fields
 
 import torch
@@ -41,6 +42,7 @@ from snnrobust.encoders import ENCODERS, Delta, Encoder, Frames, LevelCrossing, 
 from snnrobust.experiments.component import Component, make
 from snnrobust.experiments.config import AttackSection, ChipSection, Experiment, GammaRule, ModelSection
 from snnrobust.hardware import BACKENDS, Backend, Chain, deploy
+from snnrobust.hardware.storage import blank
 from snnrobust.layers import READOUTS
 from snnrobust.learning_rules import RULES, Trainer
 from snnrobust.models import (
@@ -305,9 +307,11 @@ def rehearse(experiment: Experiment) -> None:
                 refuse(models[m.name], torch.empty(1, *shape, device="meta"))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"models.{m.name}: {error}") from error
-        for chip in experiment.chips if m.trap is None else ():
+        zero = blank(deepcopy(models[m.name])) if experiment.chips_of(m) else None
+        for chip in experiment.chips_of(m):
+            assert zero is not None
             try:
-                deploy(models[m.name], Backend(), seed=0)  # what it refuses depends on the model alone
+                deploy(zero, build_backend(chip), seed=0)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"chips.{chip.name}: models.{m.name}: {error}") from error
         if m.same_weights_as is not None:

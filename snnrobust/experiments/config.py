@@ -158,6 +158,13 @@ class ModelSection(_Section):
         return self
 
 
+def _with_tuple(value: Any, key: str) -> Any:
+    """A section whose list ``key`` is a tuple."""
+    if isinstance(value, dict) and isinstance(value.get(key), list):
+        return {**value, key: tuple(value[key])}
+    return value
+
+
 class AttackSection(_Section):
     """An attack; ``source`` makes it a transfer from another model, ``models`` limits it to some victims.
 
@@ -177,9 +184,7 @@ class AttackSection(_Section):
     @model_validator(mode="before")
     @classmethod
     def _lists(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("models"), list):
-            return {**value, "models": tuple(value["models"])}
-        return value
+        return _with_tuple(value, "models")
 
     @model_validator(mode="after")
     def _alone(self) -> Self:
@@ -195,11 +200,17 @@ class AttackSection(_Section):
 
 
 class ChipSection(_Section):
-    """A chip: backends in order, and the seed that identifies it."""
+    """A chip: backends in order, and the seed that identifies it; ``models`` limits it to some."""
 
     name: Name
     backends: list[Component] = Field(min_length=1)
     seed: Annotated[int, Field(ge=0)] = 0
+    models: tuple[Name, ...] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, value: Any) -> Any:
+        return _with_tuple(value, "models")
 
 
 class Evaluation(_Section):
@@ -255,6 +266,10 @@ class Experiment(_Section):
             models.append(m)
         return {**value, "models": models}
 
+    def chips_of(self, victim: ModelSection) -> list[ChipSection]:
+        """The chips that it is put on; a trap is put on none."""
+        return [c for c in self.chips if victim.trap is None and (c.models is None or victim.name in c.models)]
+
     def attacks_on(self, victim: ModelSection) -> list[AttackSection]:
         """The attacks that apply: not limited to others, not a transfer from itself, nothing for neurons without them.
 
@@ -297,6 +312,7 @@ class Experiment(_Section):
         ]
         references += [(f"attacks.{a.name}.source", [a.source]) for a in self.attacks]
         references += [(f"attacks.{a.name}.models", a.models or ()) for a in self.attacks]
+        references += [(f"chips.{c.name}.models", c.models or ()) for c in self.chips]
         references += [("diagnosis.source", [self.diagnosis.source if self.diagnosis else None])]
         for what, targets in references:
             for name in targets:

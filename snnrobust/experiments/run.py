@@ -248,7 +248,7 @@ def _evaluate(
     for section in experiment.models:
         model = models[section.name]
         chips: dict[str, nn.Module | None] = {}
-        for chip in experiment.chips if section.trap is None else ():
+        for chip in experiment.chips_of(section):
             chips[chip.name] = _chip(
                 chip, model, folder / f"{file_name(section.name)}--{file_name(chip.name)}.safetensors"
             )

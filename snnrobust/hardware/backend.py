@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ class Array(Stochastic):
         operation: What the layer does with it.
     """
 
+    reads_weight: ClassVar[bool] = True
+    """Whether the product follows what a later backend makes of ``weight``."""
+
     weight: Tensor
 
     def __init__(self, weight: Tensor, operation: Operation) -> None:
@@ -44,6 +47,20 @@ class Array(Stochastic):
     @property
     def stochastic(self) -> bool:
         return False
+
+    def change(self, weight: Tensor, by: Backend) -> Array:
+        """This array with another ``weight``.
+
+        Raises:
+            TypeError: its product would not see it.
+        """
+        if not self.reads_weight:
+            raise TypeError(
+                f"{type(by).__name__} changes weights, but a backend before it in the Chain has made a {type(self).__name__} "
+                f"of the layer, which reads its own memory: put {type(by).__name__} first"
+            )
+        self.weight = weight
+        return self
 
     def product(self, x: Tensor, bias: Tensor | None, start: int) -> Tensor:
         """``[T, B, *] -> [T, B, *]``, where ``start`` is the first time step of ``x``."""

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import ExitStack
 from copy import deepcopy
 
 import torch
 from torch import nn
 
 from snnrobust import checks
-from snnrobust.draws import derive, draws
+from snnrobust.draws import derive, draws, one_key
 from snnrobust.hardware.backend import Backend, effects
 from snnrobust.hardware.recurrent import TorchSignature, Unrolled
 from snnrobust.hardware.storage import Recipe
-from snnrobust.hardware.synapses import AfterNorm, DeployedLayer, WithoutTime, imprint, reads_after, reads_before
+from snnrobust.hardware.synapses import (
+    AfterNorm,
+    DeployedLayer,
+    WithoutTime,
+    imprint,
+    is_after,
+    reads_after,
+    reads_before,
+)
 from snnrobust.layers import BNTT, TDBN, TEBN, EventConv2d, EventLinear, Sequential
 from snnrobust.neurons import Neuron, Recurrent
 from snnrobust.temporal import Temporal
@@ -66,28 +75,32 @@ def deploy(model: nn.Module, backend: Backend, *, seed: int, layers: Collection[
         where = "the model has no nn.ReLU and no spiking neuron of ours" if not neurons else "layers names none of them"
         raise ValueError(f"{', '.join(changing)} changes neurons, but {where}: it would do nothing")
     late = reads_after(backend)
+    norms = {name: None if late is None else norm_after(chip, name) for name in found}
     for name, layer in found.items():
         if layers is None or name in layers:
-            norm = norm_after(chip, name) if late is not None else None
+            norm = norms[name]
             own = deepcopy(backend) if norm is None else reads_before(backend)
             swap(chip, name, _placed(chip, name, layer, own, key_of(seed, name)))
-            if norm is not None and late is not None:
+            if norm is not None and late is not None and not is_after(chip.get_submodule(norm)):
                 swap(chip, norm, _after(chip, norm, deepcopy(late), key_of(seed, norm)))
     for name in reached:
         swap(chip, name, _neuron(chip, name, neurons[name], deepcopy(backend), key_of(seed, name)))
     chip.register_forward_pre_hook(begin_forward)
+    chip.register_forward_hook(end_forward, always_call=True)
     vars(chip)["_recipe"] = Recipe.of(model, backend, seed, None if layers is None else tuple(sorted(layers)))
     return chip
 
 
-def fleet(model: nn.Module, backend: Backend, n: int, *, seed: int = 0) -> Iterator[nn.Module]:
-    """``n`` chips, one after the other: ``deploy(model, backend, seed=seed)`` to ``seed=seed + n - 1``.
+def fleet(
+    model: nn.Module, backend: Backend, n: int, *, seed: int = 0, layers: Collection[str] | None = None
+) -> Iterator[nn.Module]:
+    """``n`` chips, one after the other: ``deploy(model, backend, seed=seed, layers=layers)`` to ``seed=seed + n - 1``.
 
     For statistics over chips; each is made when it is asked for, so that only those that are kept need memory.
     """
     checks.count("n", n)
     checks.count("seed", seed, low=0)
-    return (deploy(model, backend, seed=seed + i) for i in range(n))
+    return (deploy(model, backend, seed=seed + i, layers=layers) for i in range(n))
 
 
 def synaptic(model: nn.Module) -> dict[str, nn.Module]:
@@ -104,8 +117,8 @@ def refuse(model: nn.Module, found: dict[str, nn.Module]) -> None:
             raise TypeError(f"{name or 'the model'} is on a chip already: deploy the original model")
         if name in found and type(module).forward not in PLAIN_FORWARDS:
             raise TypeError(f"{where} has a forward of its own, which a chip would replace")
-        own = [(n, p) for n, p in module.named_parameters(recurse=False) if p.dim() > 1]
-        if own and name not in found and not isinstance(module, DIGITAL):
+        own = list(module.named_parameters(recurse=False))
+        if any(p.dim() > 1 for _, p in own) and name not in found and not isinstance(module, DIGITAL):
             raise TypeError(
                 f"{where} has weights that deploy cannot put on a chip: it knows nn.Linear, nn.Conv1d/2d/3d and nn.LSTM/GRU/RNN"
             )
@@ -126,10 +139,22 @@ def key_of(seed: int, name: str) -> int:
 
 
 def begin_forward(chip: nn.Module, _: object) -> None:
-    """Steps are counted from the start of each forward pass."""
+    """Steps are counted from the start of each forward pass, and a pass that has no key gets one for all its layers."""
     for module in chip.modules():
-        if isinstance(module, WithoutTime):
+        if isinstance(module, WithoutTime | TorchSignature):
             module.reset()
+    passes = vars(chip).setdefault("_passes", [])
+    context = ExitStack()
+    passes.append(context)
+    if not torch.compiler.is_compiling():
+        context.enter_context(one_key(chip))
+
+
+def end_forward(chip: nn.Module, *_: object) -> None:
+    """Give back the key of :func:`begin_forward`."""
+    passes = vars(chip).get("_passes")
+    if passes:
+        passes.pop().close()
 
 
 def _placed(chip: nn.Module, name: str, layer: nn.Module, backend: Backend, key: int) -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.hardware.backend import effects
+from snnrobust.hardware.backend import Backend, effects
 from snnrobust.hardware.crossbar.array import CrossbarArray
 from snnrobust.hardware.crossbar.backend import Crossbar
 from snnrobust.hardware.crossbar.mapping import Tiling, weights
@@ -66,6 +66,12 @@ def conductances(chip: nn.Module) -> ChipConductances:
     for name, layer, crossbar in _on_crossbars(checks.module("chip", chip)):
         array = layer.array
         assert isinstance(array, CrossbarArray)
+        parts = list(effects(layer.backend))
+        for later in parts[parts.index(crossbar) + 1 :]:
+            if type(later).program is not Backend.program:
+                raise TypeError(
+                    f"{name}: {type(later).__name__} changes the weights after the Crossbar, which no cell stores: put it first"
+                )
         with torch.no_grad():
             matrix = array.operation.matrix(array.programmed)
             g, scale = crossbar.tiles(matrix)

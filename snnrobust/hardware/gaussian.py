@@ -46,7 +46,7 @@ class GaussianNoise(Backend):
     ) -> None:
         super().__init__()
         self.multiplicative = checks.number("multiplicative", multiplicative, 0.0)
-        self.snr_db = None if snr_db is None else checks.number("snr_db", snr_db)
+        self.snr_db = None if snr_db is None else checks.number("snr_db", snr_db, -100.0, 100.0)
         if self.snr_db is not None and self.multiplicative:
             raise ValueError(
                 f"give multiplicative or snr_db, not both: {self.snr_db} dB is {10 ** (-self.snr_db / 20)}"

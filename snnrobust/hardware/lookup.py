@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +67,8 @@ class LookupArray(Array):
         input_bits: Of the inputs.
     """
 
+    reads_weight = False
+
     table: Tensor
     values: Tensor
     slices: Tensor
@@ -99,7 +100,11 @@ class LookupArray(Array):
         self.register_buffer("threshold", threshold.flatten().to(weight.device, torch.float32))
         self.register_buffer("alias", self.values[alias.to(weight.device)].flatten())
         self.register_buffer("direct", self.values.repeat(rows + 1))
-        self.random = bool(((self.table > 0) & (self.table < 1)).any())
+
+    @property
+    def random(self) -> bool:
+        """Whether any answer is drawn."""
+        return bool(((self.table > 0) & (self.table < 1)).any())
 
     @property
     def stochastic(self) -> bool:
@@ -225,14 +230,17 @@ class LookupTable(Backend):
         self.rows = None if rows is None else checks.count("rows", rows)
         self.input_bits, self.weight_bits, self.values = input_bits, weight_bits, values
         self.codes, self.sigma, self.offset, self.nonlinearity, self.seed = codes, sigma, offset, nonlinearity, seed
-        self.table: Any = str(table) if isinstance(table, Path) else table
         self._table: Tensor | None = None
         if isinstance(table, str | Path):
             self._table = read_table(table, rows)
         elif table is not None:
             self._table = checked_table(table, rows)
-        if table is not None and codes is not None:
-            raise ValueError("codes belongs to a synthetic table: a given one has its own, leave it out")
+        # a saved chip holds the numbers: the file may be gone or another by then
+        self.table = None if self._table is None else self._table.tolist()
+        if table is not None and (codes, sigma, offset, nonlinearity, seed) != (None, 0.5, 0.0, 0.0, None):
+            raise ValueError(
+                "codes, sigma, offset, nonlinearity and seed belong to a synthetic table: a given one has its own, leave them out"
+            )
         sample = self._synthetic(0 if seed is None else seed) if self._table is None else self._table
         code_values(sample.shape[1], sample.shape[0] - 1, values)
 

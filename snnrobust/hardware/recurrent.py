@@ -88,15 +88,16 @@ class Unrolled(Temporal):
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x, self.initial_state(x[0])[1])[0]
 
-    def run(self, x: Tensor, cells: list[_Cell]) -> tuple[Tensor, list[_Cell]]:
-        """A whole sequence from the states of all layers and directions, as torch orders them; and those after it."""
+    def run(self, x: Tensor, cells: list[_Cell], start: int = 0) -> tuple[Tensor, list[_Cell]]:
+        """A whole sequence, whose first step is ``start``, from the states of all layers and directions, as torch orders them;
+        and those after it."""
         after, ways = [], 1 + self.both
         for layer in range(self.layers):
             x = self._between(x, layer)
             outputs = []
             for way, suffix in enumerate(self._suffixes()[layer * ways : (layer + 1) * ways]):
                 cell, found = cells[layer * ways + way], []
-                steps = list(enumerate(x.unbind(0)))
+                steps = list(enumerate(x.unbind(0), start))
                 for t, x_t in reversed(steps) if way else steps:
                     cell = self._cell(suffix, x_t, cell, t)
                     found.append(cell[0])
@@ -144,6 +145,11 @@ class TorchSignature(nn.Module):
     def __init__(self, rnn: nn.RNNBase, unrolled: Unrolled) -> None:
         super().__init__()
         self.unrolled, self.batch_first = unrolled, rnn.batch_first
+        self._steps = 0
+
+    def reset(self) -> None:
+        """Before another forward pass."""
+        self._steps = 0
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         if not isinstance(x, Tensor):
@@ -157,7 +163,8 @@ class TorchSignature(nn.Module):
             given = state if lstm else (state,)
             given = [part[:, None] if single else part for part in given]
             cells = list(zip(*(part.unbind(0) for part in given), strict=True))
-        y, after = self.unrolled.run(time_first, cells)
+        y, after = self.unrolled.run(time_first, cells, self._steps)  # called again in a pass, it meets fresh noise
+        self._steps += len(time_first)
         stacked = [torch.stack(part) for part in zip(*after, strict=True)]
         y, stacked = (y[:, 0], [part[:, 0] for part in stacked]) if single else (y, stacked)
         y = y.transpose(0, 1) if self.batch_first and not single else y

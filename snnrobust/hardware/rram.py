@@ -119,6 +119,10 @@ class RRAM(Backend):
         super().__init__()
         self.time, self._seconds = time, seconds("time", time)
         self.variation = checks.choice("variation", variation, VARIATIONS)
+        if variation == "wan2022" and spread != 0.1:
+            raise ValueError("spread is of 'gaussian' and 'lognormal' variation: leave it out, or give coefficients")
+        if variation != "wan2022" and coefficients is not None:
+            raise ValueError(f"coefficients are of variation='wan2022': leave them out with {variation!r}")
         self.spread = checks.number("spread", spread, 0.0)
         self.coefficients = coefficients
         self.retention = checks.number("retention", retention, 0.0, 1.0)

@@ -11,19 +11,21 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.draws import draws, evaluating
+from snnrobust.hardware.backend import Array
 from snnrobust.hardware.synapses import AfterNorm, DeployedLayer
 
 __all__ = ["signal_to_noise"]
 
 
 def signal_to_noise(chip: nn.Module, x: Tensor, *, key: int = 0) -> dict[str, float]:
-    r"""What the reads of a chip do to its signals, in dB, by layer, in one forward pass of ``x``.
+    r"""How far the products of a chip are from those of the weights that it stores, in dB, by layer, in one pass of ``x``.
 
-    .. math:: 10 \log_{10} \frac{\sum y^2}{\sum (\mathrm{read}(y) - y)^2}
+    .. math:: 10 \log_{10} \frac{\sum y^2}{\sum (\tilde y - y)^2}
 
-    ``y`` is what is read: the product, or for ``at="after_norm"`` the normalised product; sums are over the batch, all steps and
-    elements. It is infinite where nothing is changed, and minus infinity where there is noise and no signal. Faults of what is
-    stored are no part of it.
+    where :math:`\tilde y` is what the layer gives and y the product of the same input with its stored weights: noise of reads and
+    products, and what converters do, are in it; faults and deviations of what is stored are not. After a normalisation
+    (``at="after_norm"``) y is what that gives. Sums are over the batch, all steps and elements. It is infinite where nothing
+    differs, and minus infinity where there is no signal.
 
     Args:
         chip: From :func:`~snnrobust.hardware.deploy`.
@@ -40,20 +42,38 @@ def signal_to_noise(chip: nn.Module, x: Tensor, *, key: int = 0) -> dict[str, fl
     sums = {name: [0.0, 0.0] for name in layers}
     try:
         for name, layer in layers.items():
-            layer.backend.read = partial(_measured, layer.backend.read, sums[name])  # type: ignore[method-assign]
+            if isinstance(layer, AfterNorm):
+                layer.backend.read = partial(_read, layer.backend.read, sums[name])  # type: ignore[method-assign]
+            else:
+                layer._run = partial(_product, layer, layer._run, sums[name])  # type: ignore[method-assign]
         with torch.no_grad(), evaluating(chip), draws(chip, key):
             chip(x)
     finally:
         for layer in layers.values():
-            del layer.backend.read
+            if isinstance(layer, AfterNorm):
+                del layer.backend.read
+            else:
+                del layer._run
     return {name.removesuffix(".layer"): _decibel(*found) for name, found in sums.items()}
 
 
-def _measured(read: Callable[[Tensor, int], Tensor], sums: list[float], y: Tensor, start: int) -> Tensor:
+def _read(read: Callable[[Tensor, int], Tensor], sums: list[float], y: Tensor, start: int) -> Tensor:
     noisy = read(y, start)
-    sums[0] += float(y.double().square().sum())
-    sums[1] += float((noisy.double() - y.double()).square().sum())
+    _add(sums, y, noisy)
     return noisy
+
+
+def _product(
+    layer: DeployedLayer, run: Callable[..., Tensor], sums: list[float], x: Tensor, start: int, whole: bool = False
+) -> Tensor:
+    noisy = run(x, start, whole)
+    _add(sums, Array.product(layer.array, x, layer.bias, start), noisy)
+    return noisy
+
+
+def _add(sums: list[float], clean: Tensor, noisy: Tensor) -> None:
+    sums[0] += float(clean.double().square().sum())
+    sums[1] += float((noisy.double() - clean.double()).square().sum())
 
 
 def _decibel(signal: float, noise: float) -> float:

@@ -151,6 +151,8 @@ class StoredArray(Array):
 class TransientArray(StoredArray):
     """A :class:`StoredArray` some of whose bits are read wrong, others in each forward pass."""
 
+    reads_weight = False
+
     def __init__(self, array: Array, written: StoredWeights, rates: Sequence[float]) -> None:
         super().__init__(array, written, torch.zeros_like(written.words))
         self.rates = tuple(rates)
@@ -215,6 +217,10 @@ class SRAM(Backend):
         extrapolate: bool = False,
     ) -> None:
         super().__init__()
+        if table is not None and (v_min, at_v_min) != (1.0, 1e-6):
+            raise ValueError("v_min and at_v_min belong to the default law: leave them out where a table is given")
+        if extrapolate and table is None:
+            raise ValueError("extrapolate goes beyond a table, and there is none: the default law holds everywhere")
         self.ber = bit_error_rate(voltage, table, v_min=v_min, at_v_min=at_v_min, extrapolate=extrapolate)
         self.positions = six_t_positions(bits, six_t_bits, ratio)
         self.voltage, self.ratio, self.bits = float(voltage), ratio, bits

@@ -16,9 +16,10 @@ from torch import nn
 from snnrobust import checks
 from snnrobust.hardware.backend import BACKENDS, Backend, Chain
 
-__all__ = ["Recipe", "build_backend", "describe_backend", "load", "save"]
+__all__ = ["Recipe", "blank", "build_backend", "describe_backend", "load", "save"]
 
 _KIND = "chip"
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def save(chip: nn.Module, path: str | Path) -> None:
         if isinstance(what, str):
             raise TypeError(f"this chip cannot be saved: {what}")
     content = {"model": recipe.model, "backend": recipe.backend, "seed": recipe.seed, "layers": recipe.layers}
+    content["dtype"] = str(_dtype(chip)).removeprefix("torch.")
     _fit(_rebuilt(content), chip, "the chip was changed after it was made, and cannot be rebuilt: save what made it")
     write_tensors(Path(path), _KIND, chip.state_dict(), content)
 
@@ -123,8 +125,8 @@ def load(path: str | Path) -> nn.Module:
     from snnrobust.models.checkpoint import read_tensors
 
     tensors, content = read_tensors(Path(path), _KIND)
-    if not isinstance(content, dict) or content.keys() != {"model", "backend", "seed", "layers"}:
-        raise ValueError(f"{path} is damaged: its recipe has no model, backend, seed and layers")
+    if not isinstance(content, dict) or content.keys() != {"model", "backend", "seed", "layers", "dtype"}:
+        raise ValueError(f"{path} is damaged: its recipe has no model, backend, seed, layers and dtype")
     try:
         chip = _rebuilt(content, sum(t.numel() for t in tensors.values()))
     except TypeError as error:
@@ -145,15 +147,34 @@ def _rebuilt(content: dict[str, Any], most: float = inf) -> nn.Module:
 
     with torch.device("meta"):  # a hostile description allocates nothing before it is known to be a model
         model = build(content["model"])
-    constants = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
+    constants = [name for name, buffer in model.named_buffers() if buffer.is_meta and name not in model.state_dict()]
     if constants:
-        raise TypeError(f"the model has constants that are not saved: {', '.join(sorted(constants))}")
+        raise TypeError(
+            f"the model has constants that its modules do not save: {', '.join(constants)}: let those make them with device='cpu'"
+        )
     if sum(t.numel() for t in model.state_dict().values()) > 2 * most:  # two biases of an LSTM are one on the chip
         raise TypeError("the model of its recipe has many more numbers than the file")
-    model = model.to_empty(device="cpu")
-    for tensor in model.state_dict().values():
-        tensor.zero_()
-    return deploy(model, build_backend(content["backend"]), seed=content["seed"], layers=content["layers"])
+    dtype = checks.choice("dtype", str(content["dtype"]), _DTYPES)
+    return deploy(
+        blank(model).to(_DTYPES[dtype]),
+        build_backend(content["backend"]),
+        seed=content["seed"],
+        layers=content["layers"],
+    )
+
+
+def blank(model: nn.Module) -> nn.Module:
+    """``model`` from the meta device with weights and statistics of zero: chips take it as they take a trained one."""
+    zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(zeros, assign=True)
+    return model
+
+
+def _dtype(chip: nn.Module) -> torch.dtype:
+    """That of its weights."""
+    from snnrobust.hardware.synapses import DeployedLayer
+
+    return next(m.array.weight.dtype for m in chip.modules() if isinstance(m, DeployedLayer))
 
 
 def _fit(made: nn.Module, chip: nn.Module, message: str) -> None:

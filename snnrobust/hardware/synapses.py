@@ -13,7 +13,7 @@ from snnrobust.hardware.operation import Operation
 from snnrobust.kernels.layout import for_convolution
 from snnrobust.temporal import State, Temporal
 
-__all__ = ["AfterNorm", "DeployedLayer", "WithoutTime", "imprint", "reads_after", "reads_before"]
+__all__ = ["AfterNorm", "DeployedLayer", "WithoutTime", "imprint", "is_after", "reads_after", "reads_before"]
 
 
 class DeployedLayer(Temporal):
@@ -33,6 +33,7 @@ class DeployedLayer(Temporal):
         assert isinstance(weight, Tensor)
         assert bias is None or isinstance(bias, Tensor)
         self.backend, self.planar = backend, operation.planar
+        self.inputs, self.axis = (weight.shape[1] * operation.groups, 2) if operation.kernel else (weight.shape[1], -1)
         imprint(backend, key)
         with draws(backend, key), torch.no_grad():
             self.array = backend.program(Array(weight, operation))
@@ -51,6 +52,10 @@ class DeployedLayer(Temporal):
         return self._run(x, 0, whole=True)
 
     def _run(self, x: Tensor, start: int, whole: bool = False) -> Tensor:
+        if x.dim() < 3 or x.shape[self.axis] != self.inputs:  # a tile would fill up what is missing
+            raise RuntimeError(  # as torch's layers do
+                f"x must have {self.inputs} {'channels' if self.axis == 2 else 'features'} in [T, B, ...], got {tuple(x.shape)}"
+            )
         x = channels_last(self.backend.drive(x), whole and self.planar)
         return self.backend.read(self.array.product(x, self.bias, start), start)
 
@@ -110,6 +115,11 @@ class WithoutTime(nn.Module):
     def reset(self) -> None:
         """Before another forward pass; interop calls it."""
         self._state = None
+
+
+def is_after(module: nn.Module) -> bool:
+    """Whether a normalisation is on the chip already: a block that stands in two places has one."""
+    return isinstance(module.layer if isinstance(module, WithoutTime) else module, AfterNorm)
 
 
 def imprint(backend: Backend, key: int) -> None:

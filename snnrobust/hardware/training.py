@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from snnrobust import checks
 from snnrobust.draws import derive, draws
 from snnrobust.hardware.backend import Array, Backend, effects
-from snnrobust.hardware.deploy import begin_forward, key_of, norm_after, refuse, sees_time, swap, synaptic
+from snnrobust.hardware.deploy import begin_forward, end_forward, key_of, norm_after, refuse, sees_time, swap, synaptic
 from snnrobust.hardware.operation import Operation
 from snnrobust.hardware.recurrent import Product, TorchSignature, Unrolled
 from snnrobust.hardware.synapses import (
@@ -21,6 +21,7 @@ from snnrobust.hardware.synapses import (
     WithoutTime,
     channels_last,
     imprint,
+    is_after,
     reads_after,
     reads_before,
 )
@@ -189,11 +190,14 @@ def on_chips(model: nn.Module, backend: Backend) -> Iterator[Callable[[int], Non
         learners[name] = make
         swap(model, name, seat.train(own.training))
 
-    handle = model.register_forward_pre_hook(begin_forward)
+    norms = {name: None if late is None else norm_after(model, name) for name in synaptic(model)}
+    handles = [
+        model.register_forward_pre_hook(begin_forward), model.register_forward_hook(end_forward, always_call=True)
+    ]  # fmt: skip
     try:
         for name, layer in synaptic(model).items():
             device = next(layer.parameters()).device
-            norm = norm_after(model, name) if late is not None else None
+            norm = norms[name]
             own = _forget((deepcopy(backend) if norm is None else reads_before(backend)).to(device))
             time = sees_time(model, name)
             if isinstance(layer, nn.RNNBase):
@@ -202,7 +206,12 @@ def on_chips(model: nn.Module, backend: Backend) -> Iterator[Callable[[int], Non
             else:
                 learning = LearningLayer(layer, own)
                 place(name, learning if time else LearningWithoutTime(learning), learning.make)
-            if norm is not None and late is not None:
+            if (
+                norm is not None
+                and late is not None
+                and norm not in learners
+                and not is_after(model.get_submodule(norm))
+            ):
                 after = LearningAfterNorm(model.get_submodule(norm), _forget(deepcopy(late).to(device)))
                 place(norm, after if time else LearningWithoutTime(after), after.make)
 
@@ -210,11 +219,12 @@ def on_chips(model: nn.Module, backend: Backend) -> Iterator[Callable[[int], Non
             checks.count("seed", seed, low=0)
             for name, learner in learners.items():
                 learner(key_of(seed, name))
-            begin_forward(model, None)
 
         yield make
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+        vars(model).pop("_passes", None)
         for name, own_layer, seat in placed:
             swap(model, name, own_layer.train(seat.training))
 

@@ -77,7 +77,7 @@ class WeightVariation(Backend):
                 "with layers=[...]"
             )
         if self.sigma > 0 and w.numel() > 0:
-            array.weight = vary(w, self._xi(w), self.sigma, self.distribution)
+            array.change(vary(w, self._xi(w), self.sigma, self.distribution), self)
         return array
 
     def _xi(self, w: Tensor) -> Tensor:

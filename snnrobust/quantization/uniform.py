@@ -50,8 +50,7 @@ class Uniform(Backend):
         self.bits = bits
 
     def program(self, array: Array) -> Array:
-        array.weight = uniform(array.weight, self.bits)
-        return array
+        return array.change(uniform(array.weight, self.bits), self)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"

@@ -216,7 +216,7 @@ def test_bad_arguments_are_named(models, samples, arguments, error, match):
 def test_images_of_the_choice_are_refused_as_judges(models, samples):
     (x, y), (x_judge, y_judge) = samples
     mixed = torch.cat([x_judge, x[5:7]]), torch.cat([y_judge, y[5:7]])
-    with pytest.raises(ValueError, match="judge must be other images than data: 2 are in both"):
+    with pytest.raises(ValueError, match="judge must be other samples than data: 2 are in both"):
         search(models["ann"], ((x, y), mixed))
     with pytest.raises(ValueError, match="of one shape"):
         search(models["ann"], ((x, y), (x_judge[..., :4], y_judge)))

@@ -13,7 +13,7 @@ from snnrobust.attacks import PGD, Linf
 from snnrobust.draws import draws, is_stochastic
 from snnrobust.encoders import Direct
 from snnrobust.experiments.build import NAMES
-from snnrobust.hardware import BACKENDS, Backend, Chain, deploy, load, save
+from snnrobust.hardware import BACKENDS, Backend, Chain, GaussianNoise, deploy, load, on_chips, save
 from snnrobust.hardware.backend import Drawn, Gradient
 from snnrobust.hardware.storage import build_backend, describe_backend
 from snnrobust.models import Conv, Dense, Pool, ordinary, spiking
@@ -163,3 +163,115 @@ def test_it_chains_with_noise(name):
     chip = deploy(model("snn"), Chain(made(name), noise), seed=7)
     assert is_stochastic(chip)
     assert run(chip).isfinite().all()
+
+
+def twice(layer):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x) - self.layer(x)
+
+    return Twice()
+
+
+@pytest.mark.parametrize("name", ["GaussianNoise", "SRAM", "PCM"])
+@pytest.mark.parametrize("keyed", [True, False])
+def test_what_is_drawn_once_an_inference_is_one_draw_in_a_pass_with_and_without_a_key(name, keyed):
+    more = {"GaussianNoise": {"additive": 1.0}, "SRAM": {"voltage": 0.7}, "PCM": {"time": "1 year"}}[name]
+    chip = deploy(twice(nn.Linear(6, 6)), BACKENDS[name](**more, drawn="inference"), seed=1)
+    x = torch.rand(4, 6)
+    if keyed:
+        with draws(chip, 3):
+            assert (chip(x) == 0).all()
+    else:
+        assert (chip(x) == 0).all()
+    layer = nn.Sequential(nn.Linear(6, 6))
+    chip = deploy(layer, BACKENDS[name](**more, drawn="inference"), seed=1)
+    assert not torch.equal(chip(x), chip(x))  # another pass, another draw
+
+
+def test_a_pass_that_fails_leaves_no_key():
+    chip = deploy(twice(nn.Linear(6, 6)), GaussianNoise(additive=1.0), seed=1)
+    with pytest.raises(RuntimeError, match="6 features"):
+        chip(torch.rand(4, 5))
+    assert chip.layer.layer.backend._key is None
+    first = chip(torch.rand(4, 6))
+    assert not torch.equal(first, chip(torch.rand(4, 6)))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_recurrent_layer_called_again_in_a_pass_meets_fresh_noise(kind):
+    class Again(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = kind(3, 4)
+
+        def forward(self, x):
+            return self.rnn(x)[0] - self.rnn(x)[0]
+
+    chip = deploy(Again(), GaussianNoise(additive=0.5), seed=1)
+    with draws(chip, 3):
+        assert chip(torch.rand(5, 2, 3)).abs().max() > 0.1
+
+
+def test_a_block_in_two_places_has_noise_after_its_norm_once():
+    block = nn.Sequential(nn.Linear(400, 400), nn.BatchNorm1d(400))
+    model = nn.Sequential(block, nn.ReLU(), block).eval()
+    chip = deploy(model, GaussianNoise(additive=1.0, at="after_norm"), seed=1)
+    x = torch.rand(8, 400)
+    with draws(chip, 3):
+        noise = chip[0](x) - model[0](x)
+    assert abs(noise.std() - 1) < 0.1  # 3,200 values
+    with on_chips(model.train(), GaussianNoise(additive=1.0, at="after_norm")) as make:
+        make(1)
+        assert type(model[0][1].layer).__name__ == "LearningAfterNorm"
+        assert isinstance(model[0][1].layer.norm, nn.BatchNorm1d)
+    assert isinstance(model[0][1], nn.BatchNorm1d)
+
+
+@pytest.mark.parametrize("memory", ["LookupTable", "SRAM", "BitErrors"])
+@pytest.mark.parametrize("later", [quantization.Uniform(2), BACKENDS["WeightVariation"](0.5)])
+def test_what_a_memory_would_not_see_is_refused(memory, later):
+    made_of = {
+        "LookupTable": {"rows": 16},
+        "SRAM": {"voltage": 0.8, "drawn": "inference"},
+        "BitErrors": {"rate": 0.1, "drawn": "step"},
+    }
+    first = BACKENDS[memory](**made_of[memory])
+    net = nn.Sequential(nn.Linear(6, 6))
+    with pytest.raises(
+        TypeError, match=f"{type(later).__name__} changes weights, .*: put {type(later).__name__} first"
+    ):
+        deploy(net, Chain(first, later), seed=0)
+    deploy(net, Chain(later, first), seed=0)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in NEURONS])
+@pytest.mark.parametrize("wrong", [(4, 5), (4, 7), (5,)])
+def test_inputs_of_another_width_are_an_error(name, wrong):
+    more = {"adc_bits": 6} if name == "Crossbar" else {}
+    backend = BACKENDS[name](**CASES[name], **more) if name != "Chain" else Chain()
+    chip = deploy(nn.Sequential(nn.Linear(6, 6)), backend, seed=0)
+    with pytest.raises(RuntimeError, match=r"6 features in \[T, B, ...\]"):
+        chip(torch.rand(*wrong))
+
+
+def test_nan_in_a_bias_is_named():
+    net = nn.Sequential(nn.Linear(6, 6))
+    with torch.no_grad():
+        net[0].bias[2] = float("nan")
+    with pytest.raises(ValueError, match=r"0 \(Linear\): bias contains NaN or infinity"):
+        deploy(net, Chain(), seed=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_chips_of_other_precision_are_saved(dtype, tmp_path):
+    for chip in (
+        deploy(model("ann").to(dtype), made("GaussianNoise"), seed=1),
+        deploy(model("ann"), made("Crossbar"), seed=1).to(dtype),
+    ):
+        save(chip, tmp_path / "chip")
+        assert torch.equal(run(load(tmp_path / "chip"), X.to(dtype)), run(chip, X.to(dtype)))

@@ -149,7 +149,7 @@ def test_chips_and_draws(make, drawn):
 
 def test_it_is_registered_and_rebuilt_from_its_arguments():
     names = ("time", "variation", "spread", "coefficients", "retention", "read_noise", "g_max", "drawn")
-    backend = RRAM(5, "wan2022", 0.2, [[1.0, 2.0], [9.0, 3.0]], 0.01, 0.0, 30.0, "chip")
+    backend = RRAM(5, "wan2022", 0.1, [[1.0, 2.0], [9.0, 3.0]], 0.01, 0.0, 30.0, "chip")
     again = BACKENDS["RRAM"](**{name: getattr(backend, name) for name in names})
     model, x = wide(30), torch.ones(1, 30, dtype=torch.float64)
     assert torch.equal(deploy(model, again, seed=0)(x), deploy(model, backend, seed=0)(x))

@@ -126,6 +126,8 @@ class Crossbar(Backend):
         self.adc_range = checks.number(
             "adc_range", adc_range, 0.0, 1.0, exclusive_low=True, hint="a share of full scale"
         )
+        if adc_bits is None and adc_range != 1:
+            raise ValueError(f"adc_range={adc_range!r} says nothing without an ADC: give adc_bits")
         checks.choice("output_gain", output_gain, ("none", "tile", "column"))
         self.output_gain = output_gain
         checks.choice("padding", padding, ("off", "open"))
