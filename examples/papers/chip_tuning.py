@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from snnrobust.codesign import (
 )
 from snnrobust.draws import derive, keyed
 from snnrobust.encoders import Direct
-from snnrobust.hardware import WeightVariation, fleet
+from snnrobust.hardware import WeightVariation, fleet, recalibrate
 from snnrobust.learning_rules import BPTT
 from snnrobust.models import Conv, Dense, Pool, ordinary, spiking
 from snnrobust.neurons import LIF
@@ -59,19 +58,6 @@ def train(network: str, seed: int, x: torch.Tensor, y: torch.Tensor) -> nn.Modul
             model = spiking(LAYERS, (1, 28, 28), 10, Direct(4), LIF(0.9), norm="BatchNorm")
     BPTT(lr=3e-3, seed=seed).fit(model, (x, y), epochs=3, progress=False)
     return model.eval()
-
-
-def recalibrated(chip: nn.Module, images: torch.Tensor) -> nn.Module:
-    """A copy whose batch normalisation has the statistics of the chip's own products."""
-    copy = deepcopy(chip)
-    norms = [m for m in copy.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    with torch.no_grad():
-        copy(images)
-    return copy.eval()
 
 
 def run(network: str, case: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -114,7 +100,7 @@ def run(network: str, case: str, arguments: argparse.Namespace) -> dict[str, Any
     }
     after: dict[str, list[float]] = {"no tuning": before.tolist()}
     for n, x_norm in ((8, images), (500, pool)):
-        after[f"batch norm again, {n} images"] = [chip_accuracy(recalibrated(chip, x_norm), test) for chip in judged]
+        after[f"batch norm again, {n} images"] = [chip_accuracy(recalibrate(chip, x_norm), test) for chip in judged]
     tuners = {}
     for name, options in {
         "one setting for all": {"clusters": 1},

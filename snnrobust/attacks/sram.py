@@ -60,7 +60,8 @@ class SRAMAttack:
     several the one with the largest loss.
     Flips are judged on other samples; beside them stand as many random flips of weak cells, and the failure of all of them.
 
-    How the paper's attacker chooses could not be read; another search among the weak cells may find more.
+    The search is a greedy heuristic: what it costs is a lower bound of what the worst choice among the weak cells would cost, and
+    its accuracy an upper bound. How the paper's attacker chooses could not be read.
 
     Args:
         sram: The memory; when its maps are drawn is of no account here.
@@ -115,7 +116,7 @@ class SRAMAttack:
             seed: The chip, as in ``deploy(model, sram, seed=seed)``, and all draws.
 
         Raises:
-            ValueError: no cell fails at this voltage, ``judge`` that begins with the attacker's samples.
+            ValueError: no cell fails at this voltage, ``judge`` that has some of the attacker's samples.
         """
         checks.module("model", model)
         checks.count("seed", seed, low=0)

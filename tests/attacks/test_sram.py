@@ -15,7 +15,7 @@ from snnrobust.hardware.bits import store
 from snnrobust.hardware.sram import StoredArray
 from snnrobust.learning_rules import BPTT
 from snnrobust.models import Dense, ordinary, spiking
-from snnrobust.neurons.surrogate import ATan
+from snnrobust.neurons.surrogate import ATan, Rectangle, override
 
 
 def trained(kind):
@@ -93,35 +93,57 @@ def test_all_weak_cells_are_the_chip_itself(models, samples):
     assert result.undervolted[0] == pytest.approx(accuracy)
 
 
-def test_the_first_round_takes_the_largest_gains(models, samples):
-    """Against gradients times the change of each weak cell, one by one."""
+def test_each_round_takes_the_largest_gains_of_its_own_gradient(models, samples):
+    """Against gradients times the change of each weak cell, one by one, with the flips of the round before in the weights."""
     model, sram = models["ann"], SRAM(0.8, ratio="2:6")
+    weak = faults(model, sram, 5)
+    first, _ = by_hand(model, weak, samples[0], 7)
+    second, stale = by_hand(model, weak, samples[0], 7, first)
     result = SRAMAttack(sram=sram, flips=7, rounds=1, random_runs=0)(model, *samples, seed=5)
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    copy = quantized(model, layers)
-    x, y = samples[0]
-    cross_entropy(copy(x), y).mean().backward()
-    gains = {}
-    for name, array in faults(model, sram, 5).items():
-        own, slope = store(layers[name].weight, 8), copy.get_submodule(name).weight.grad
-        for i, j in array.faults.nonzero().tolist():
-            for b in range(8):
-                if int(array.faults[i, j]) >> b & 1:
-                    word = int(own.words[i, j]) ^ (1 << b)
-                    code = word - 256 if word > 127 else word
-                    gains[name, (i, j), b] = float(slope[i, j] * own.step) * (code - int(own.codes[i, j]))
-    expected = sorted(gains, key=gains.get, reverse=True)[:7]
-    assert [(f.layer, f.index, f.bit) for f in result.flips] == expected
+    assert [(f.layer, f.index, f.bit) for f in result.flips] == first
     assert result.points[1][0] == 7
+    result = SRAMAttack(sram=sram, flips=14, rounds=2, random_runs=0)(model, *samples, seed=5)
+    assert [count for count, _ in result.points] == [0, 7, 14]
+    assert [(f.layer, f.index, f.bit) for f in result.flips] == first + second
+    assert set(second) != set(stale)
 
 
-def quantized(model, layers):
-    copy = deepcopy(model).eval()
-    for name in layers:
-        with torch.no_grad():
-            weight = copy.get_submodule(name).weight
-            weight.copy_(store(weight, 8).values(torch.float32))
-    return copy
+def test_the_gradient_is_that_of_the_surrogate_given(models, samples):
+    """As if the model had been trained with it; and another surrogate chooses other cells."""
+    model, sram, found = models["snn"], SRAM(0.8, ratio="2:6"), {}
+    for surrogate in (ATan(2.0), Rectangle(0.2)):
+        attack = SRAMAttack(sram=sram, flips=20, rounds=2, surrogate=surrogate, random_runs=0)
+        found[surrogate] = [str(flip) for flip in attack(model, *samples, seed=0).flips]
+        with override(model, surrogate):
+            own = SRAMAttack(sram=sram, flips=20, rounds=2, random_runs=0)(model, *samples, seed=0)
+        assert found[surrogate] == [str(flip) for flip in own.flips]
+    assert len({frozenset(flips) for flips in found.values()}) == 2
+
+
+def by_hand(model, weak, given, count, wrong=()):
+    """Of the weak cells that are still right, those with the largest gains once ``wrong`` are: by the gradient then, and before."""
+    layers, orders = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}, []
+    for flipped in (wrong, ()):
+        copy = deepcopy(model).eval()
+        words = {name: store(m.weight, 8).words.clone() for name, m in layers.items()}
+        for name, index, b in flipped:
+            words[name][index] ^= 1 << b
+        for name, m in layers.items():
+            own = store(m.weight, 8)
+            copy.get_submodule(name).weight.data = type(own)(words[name], own.largest, 8).values(torch.float32)
+        x, y = given
+        cross_entropy(copy(x), y).mean().backward()
+        gains = {}
+        for name, array in weak.items():
+            slope = copy.get_submodule(name).weight.grad.double() * store(layers[name].weight, 8).step
+            for i, j in array.faults.nonzero().tolist():
+                for b in range(8):
+                    if int(array.faults[i, j]) >> b & 1 and (name, (i, j), b) not in wrong:
+                        word = int(words[name][i, j])
+                        code, after = (v - 256 if v > 127 else v for v in (word, word ^ (1 << b)))
+                        gains[name, (i, j), b] = float(slope[i, j]) * (after - code)
+        orders.append(sorted(gains, key=gains.get, reverse=True)[:count])
+    return orders
 
 
 def test_budget_layers_and_surrogate_are_kept(models, samples):

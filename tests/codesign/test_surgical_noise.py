@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from snnrobust import data
-from snnrobust.attacks import FGSM, PGD, Linf, cross_entropy
+from snnrobust.attacks import FGSM, PGD, Linf, crafted, cross_entropy
 from snnrobust.codesign import Score, SurgicalNoise
 from snnrobust.codesign.surgical_noise import _Search
 from snnrobust.draws import derive, draws, keyed
@@ -164,7 +164,7 @@ def test_judgements_are_of_other_images_and_chips(models, samples, kind):
 
 
 def test_maps_of_each_pass_are_attacked_by_expectation(models, samples):
-    """Shares are over the draws of the judgement, each of which meets other maps."""
+    """The images are those of EOT with ``eot`` draws; shares are over the draws of the judgement, each with other maps."""
     model, moving = models["ann"], (SRAM(0.79, ratio="2:6", drawn="inference"),)
     few = [tuple(t[:40] for t in part) for part in samples]
     arguments = {
@@ -174,12 +174,23 @@ def test_maps_of_each_pass_are_attacked_by_expectation(models, samples):
     result = search(model, few, eot=4, **arguments)
     chip = result.deploy(model, seed=derive(0, "judge chip", 0) >> 1)
     x, y = few[1]
-    shares = torch.zeros(len(x), dtype=torch.float64)
-    for i in range(6):
-        with torch.no_grad(), draws(chip, derive(derive(0, "surgical noise", "judge"), "draw", i)):
-            shares += (chip(x).argmax(1) == y).double() / 6
-    torch.testing.assert_close(result.clean[1], shares)
-    assert (result.judgements[0].on_chip * 6).frac().abs().max() < 1e-9
+
+    def shares(images):
+        found = torch.zeros(len(x), dtype=torch.float64)
+        for i in range(6):
+            with torch.no_grad(), draws(chip, derive(derive(0, "surgical noise", "judge"), "draw", i)):
+                found += (chip(images).argmax(1) == y).double() / 6
+        return found
+
+    def by_hand(attack):
+        return attack(chip, x, y, seed=derive(0, "surgical noise", "craft") >> 1, sample_ids=torch.arange(len(x)))
+
+    expected = by_hand(crafted(FAST, "eot", draws=4))
+    assert not torch.equal(expected, by_hand(FAST))
+    assert not torch.equal(expected, by_hand(crafted(FAST, "eot", draws=1)))
+    assert torch.equal(SurgicalNoise(attack=FAST, eot=4, **arguments).craft(FAST, chip, x, y, 0), expected)
+    torch.testing.assert_close(result.clean[1], shares(x))
+    torch.testing.assert_close(result.judgements[0].on_chip, shares(expected))
     assert 0 < result.judgements[0].on_chip.mean() < 1
 
 
