@@ -121,7 +121,7 @@ def test_the_gradient_is_that_of_the_surrogate_given(models, samples):
 
 
 def by_hand(model, weak, given, count, wrong=()):
-    """Of the weak cells that are still right, those with the largest gains once ``wrong`` are: by the gradient then, and before."""
+    """The largest gains among the weak cells but ``wrong``: by the gradient with ``wrong`` flipped, and by that with none."""
     layers, orders = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}, []
     for flipped in (wrong, ()):
         copy = deepcopy(model).eval()

@@ -18,7 +18,7 @@ from snnrobust.codesign import (
 from snnrobust.codesign.chip_tuning import chip_digest
 from snnrobust.draws import keyed
 from snnrobust.encoders import Direct
-from snnrobust.hardware import GaussianNoise, WeightVariation, deploy, fleet
+from snnrobust.hardware import DeadNeurons, GaussianNoise, NeuronVariation, WeightVariation, deploy, fleet
 from snnrobust.layers import MeanOutput, Sequential
 from snnrobust.learning_rules import BPTT
 from snnrobust.models import SpikingClassifier
@@ -200,6 +200,32 @@ def test_who_made_the_tuner_may_not_judge_it(model, tuner):
     assert len(tuner.chips) == 24
     assert chip_digest(deploy(model, SYSTEMATIC, seed=5)) in tuner.chips
     assert chip_digest(deploy(model, SYSTEMATIC, seed=24)) not in tuner.chips
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [DeadNeurons(0.1), NeuronVariation(threshold=0.1), GaussianNoise(multiplicative=0.1, drawn="chip")],
+    ids=["DeadNeurons", "NeuronVariation", "GaussianNoise"],
+)
+def test_chips_are_told_apart_by_patterns_that_are_no_tensors(backend):
+    torch.manual_seed(0)
+    parts = nn.Linear(FEATURES, 5), LIF(), nn.Linear(5, CLASSES)
+    net = SpikingClassifier(Direct(2), Sequential(*parts), MeanOutput())
+    one, again, other = (deploy(net, backend, seed=seed) for seed in (1, 1, 2))
+    state = other.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in one.state_dict().items())  # nothing stored differs
+    assert chip_digest(one) == chip_digest(again)
+    assert chip_digest(one) != chip_digest(other)
+
+
+def test_new_chips_with_dead_neurons_judge_and_known_ones_do_not(model):
+    dead = DeadNeurons(0.3)
+    tuner = fit_tuner(fleet(model, dead, 12), IMAGES, TRAIN, VALIDATION, clusters=1, steps=1)
+    assert len(tuner.chips) == 12
+    report = judge_tuning(tuner, fleet(model, dead, 2, seed=1000), TEST, threshold=0.9)
+    assert report.before.tolist() == [chip_accuracy(chip, TEST) for chip in fleet(model, dead, 2, seed=1000)]
+    with pytest.raises(ValueError, match="chip 1 was used to make the tuner"):
+        judge_tuning(tuner, [deploy(model, dead, seed=s) for s in (1000, 11)], TEST, threshold=0.9)
 
 
 def test_the_yield_is_wilsons():
