@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import mean, stdev
 from typing import TypeVar
 
 import torch
@@ -70,9 +71,46 @@ def measure(model: nn.Module, shape: tuple[int, ...], rows: int, columns: int, b
     return found
 
 
+WIRES = {
+    "10 ohm terminals, 1 ohm wires": {"r_driver": 10.0, "r_sense": 10.0, "r_row": 1.0, "r_column": 1.0},
+    "1 kohm terminals, 5 and 10 ohm wires": {"r_driver": 1e3, "r_sense": 1e3, "r_row": 5.0, "r_column": 10.0},
+}
+GAINS = ("none", "tile", "column")
+
+
+def errors(wires: dict[str, float], size: int, width: int, seeds: int) -> dict[str, list[float]]:
+    """|effective - programmed| / |programmed| of a layer of Gaussian weights, for each output gain; one number a seed."""
+    found: dict[str, list[float]] = {gain: [] for gain in GAINS}
+    for seed in range(seeds):
+        weight = torch.randn(width, width, generator=torch.Generator().manual_seed(seed))
+        for gain in GAINS:
+            crossbar = Crossbar(size, size, **wires, output_gain=gain, cache=False)
+            effective = crossbar.effective(weight[None]).float()[0]
+            found[gain].append(float((effective - weight).norm() / weight.norm()))
+    return found
+
+
+def error_table(sizes: tuple[int, ...], width: int, seeds: int) -> Table:
+    table = Table("wires", "tile", *(f"gain {gain}" for gain in GAINS))
+    for name, wires in WIRES.items():
+        for size in sizes:
+            cells = [
+                f"{100 * mean(e):.1f} +- {100 * stdev(e):.1f} %" for e in errors(wires, size, width, seeds).values()
+            ]
+            table.add_row(name, f"{size} x {size}", *cells)
+    return table
+
+
 def main() -> None:
     options = _parser().parse_args()
     torch.set_num_threads(options.threads)
+    if options.errors:
+        console = Console(width=130, highlight=False)
+        console.print(
+            f"relative error of the effective weight, {options.width} x {options.width} Gaussian weights, 3 seeds"
+        )
+        console.print(error_table((16, 32, 64, 128), options.width, 3))
+        return
     shape = (3, 32, 32)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -97,6 +135,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--adc-bits", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--errors", action="store_true", help="instead: how far effective weights are from programmed ones"
+    )
+    parser.add_argument("--width", type=int, default=256, help="of the layer for --errors")
     return parser
 
 

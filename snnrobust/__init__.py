@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from snnrobust import (
         attacks,
+        codesign,
         data,
         defenses,
         encoders,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "SpikingClassifier", "attacks", "data", "defenses", "encoders", "energy", "evaluation", "hardware", "layers",
+    "SpikingClassifier", "attacks", "codesign", "data", "defenses", "encoders", "energy", "evaluation", "hardware", "layers",
     "learning_rules", "models", "monitors", "neurons", "quantization",
 ]  # fmt: skip
 

@@ -3,9 +3,9 @@
     python examples/papers/measured_chip.py [--sigmas 0.3 0.5 0.7] [--train 6000] [--epochs 3] [--more 2000] [--test 1000]
         [--chips 3] [--steps 4] [--seeds 1]
 
-It needs MNIST (see ``snnrobust doctor``). The chips are synthetic (measured tables are not public): 64 rows, 4-bit inputs and weights, 65
-codes with Gaussian noise of sigma codes and a nonlinearity of 0.3, another for each layer of each chip. A trained network is trained
-for one epoch more, with the chips' noise or without it: the same images, the same order. Accuracy in %.
+It needs MNIST (see ``snnrobust doctor``). The chips are synthetic, as measured tables are not public: 64 rows, 4-bit inputs and
+weights, 65 codes with Gaussian noise of sigma codes and a nonlinearity of 0.3, another for each layer of each chip. A trained
+network is trained for one epoch more, with the chips' noise or without it: the same images, the same order. Accuracy in %.
 """
 
 from __future__ import annotations

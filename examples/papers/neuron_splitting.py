@@ -26,7 +26,8 @@ from snnrobust.hardware import Vulnerability, neuron_vulnerability
 from snnrobust.learning_rules import BPTT
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-EPOCHS = {"digits": 10, "mnist": 2}
+KINDS = ("MLP", "CNN")
+EPOCHS = {"digits": 10, "mnist": 1}
 
 
 def build(kind: str, side: int) -> nn.Sequential:
@@ -80,11 +81,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Selective neuron splitting beside selective TMR.")
     parser.add_argument("--data", choices=sorted(EPOCHS), default="mnist")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--chips", type=int, default=10)
-    parser.add_argument("--images", type=int, default=1000, help="test images")
-    parser.add_argument("--ranked", type=int, default=64, help="training images for the NVF")
-    parser.add_argument("--enumerated", type=int, default=32, help="test images for critical bits, with two seeds")
+    parser.add_argument("--chips", type=int, default=5)
+    parser.add_argument("--images", type=int, default=500, help="test images")
+    parser.add_argument("--ranked", type=int, default=32, help="training images for the NVF")
+    parser.add_argument("--enumerated", type=int, default=16, help="test images for critical bits, with two seeds")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 1.0], help="of the neurons to protect")
+    parser.add_argument("--only", choices=KINDS, nargs="+", default=KINDS)
     parser.add_argument(
         "--per-layer", action="store_true", help="one quantization step a layer instead of one a channel"
     )
@@ -96,7 +98,7 @@ def main() -> None:
     print(
         f"{arguments.data}, {len(test[1])} test images, {arguments.seeds} training seeds, {arguments.chips} chips each\n"
     )
-    for kind in ("MLP", "CNN"):
+    for kind in arguments.only:
         models = [train(kind, arguments.data, seed) for seed in range(arguments.seeds)]
         began = time.perf_counter()
         nvfs = [neuron_vulnerability(m, x[: arguments.ranked], per_channel=per_channel) for m in models]

@@ -249,12 +249,13 @@ def grid_tables(part: str, grid: Grid) -> str:
             rows.append([f"best, {name}, chosen on {where}", *(shown(grid.right(t, s, what)) for t, s in pairs)])
             rows.append(["... training sigma", *(f"{t:g}" for t in chosen[split])])
         ours = [grid.right(t, s, what) for t, s in zip(chosen["train"], met, strict=True)]
-        plain = [grid.right(0.0, s, "single") for s in met]
+        plain = [grid.right(0.0, s, what) for s in met]
         rows.append([f"gain over no noise in training, {name}", *map(gain, ours, plain)])
         if what == "voted":
+            rows.append(["training without noise, votes", *(shown(grid.right(0.0, s, "voted")) for s in met)])
             once = [grid.right(grid.best(s, "single", "train"), s, "single") for s in met]
             rows.append(["gain of votes over the best of one draw", *map(gain, ours, once)])
-            rows.append(["the same less no noise at all (sigma 0)", *(gain(o, once[0]) for o in ours)])
+            rows.append(["votes less one answer without any noise (sigma 0)", *(gain(o, once[0]) for o in ours)])
     return markdown(["sigma of the test", *(f"{s:g}" for s in met)], rows)
 
 
@@ -458,10 +459,10 @@ def main() -> None:
     done: dict[str, list[int]] = {part: [] for part in (*GRIDS, BLACKBOX)}
     text = ""
     for seed in range(options.seeds):
-        for part in parts:
+        for part in done:  # what other runs have left in the folder is shown too
             mark = output / part / f"seed{seed}-{'attacks' if part == BLACKBOX else len(sigmas)}.done"
             if not mark.exists():
-                if options.tables:
+                if options.tables or part not in parts:
                     continue
                 if part == BLACKBOX:
                     attacked_of([seed], settings, output / part)

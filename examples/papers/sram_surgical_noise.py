@@ -25,21 +25,24 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from snnrobust import data
-from snnrobust.attacks import FGSM, PGD, Attack, Linf, SRAMAttack
+from snnrobust.attacks import FGSM, PGD, Attack, Goal, Linf, SRAMAttack, crafted
+from snnrobust.attacks.selection import measure, worst_of
 from snnrobust.codesign import SurgicalNoise, SurgicalResult
-from snnrobust.draws import derive, keyed
+from snnrobust.draws import Stream, derive, keyed
 from snnrobust.encoders import Direct
-from snnrobust.hardware import SRAM
+from snnrobust.hardware import SRAM, deploy_each
 from snnrobust.learning_rules import BPTT
 from snnrobust.models import Conv, Dense, Pool, ordinary, spiking
 
-LAYERS = (Conv(12), Pool(), Conv(24), Pool(), Dense(64))
+LAYERS = (Conv(8), Pool(), Conv(16), Pool(), Dense(48))
 EPS = {"fashion-mnist": "8/255", "mnist": 0.1, "digits": 0.1}
-STEPS, EPOCHS, TRAINED, SELECTED, GIVEN = 4, 3, 10_000, 500, 256
+STEPS, EPOCHS, TRAINED, SELECTED, GIVEN = 4, 3, 6_000, 500, 256
 KINDS = ("ANN", f"SNN, T = {STEPS}")
 VOLTAGES = (0.83, 0.79)
-RATIOS = ("6:2", "5:3", "4:4", "3:5")
+RATIOS = ("6:2", "4:4", "2:6")
 MEMORIES = ("chip", "inference")
+PARTS = ("defence", "attack", "harder")
+HARDER = 200
 ATTACKED = ((0.83, "4:4"), (0.83, "0:8"), (0.79, "4:4"), (0.79, "0:8"))
 SETTINGS = {
     "layers": repr(LAYERS), "time_steps": STEPS, "epochs": EPOCHS, "trained": TRAINED, "selected": SELECTED, "given": GIVEN,
@@ -80,8 +83,8 @@ def defence(model: nn.Module, name: str, drawn: str, chosen_on: Images, judged_o
         attack=FGSM(threat),
         configurations=[SRAM(v, ratio=ratio, drawn=drawn) for v in VOLTAGES for ratio in RATIOS],  # type: ignore[arg-type]
         judges=judges,
-        chips=3 if chip else 1,
-        judge_chips=3 if chip else 1,
+        chips=2 if chip else 1,
+        judge_chips=2 if chip else 1,
         draws=3,
         judge_draws=8,
         eot=4,
@@ -122,14 +125,52 @@ def attack(model: nn.Module, voltage: float, ratio: str, given: Images, judged: 
     }  # fmt: skip
 
 
-def run(kind: str, name: str, seed: int, judged: int) -> dict[str, Any]:
-    began = time.process_time()
-    trained, chosen_on, judged_on = images(name, judged)
-    model = train(kind, name, trained, seed)
-    found: dict[str, Any] = {"kind": kind, "seed": seed, "n": len(judged_on[1]), "selected": len(chosen_on[1])}
-    found["defence"] = {drawn: defence(model, name, drawn, chosen_on, judged_on, seed) for drawn in MEMORIES}
-    found["attack"] = {f"{v} {ratio}": attack(model, v, ratio, chosen_on, judged_on, seed) for v, ratio in ATTACKED}
-    found["seconds"] = time.process_time() - began
+def harder(model: nn.Module, name: str, defended: dict[str, Any], judged: Images, seed: int) -> dict[str, Any]:
+    """The choice with maps drawn in each pass, under more draws of each gradient and more steps; worst of two attacks."""
+    x, y = (t[:HARDER] for t in judged)
+    chosen = {layer: SRAM(v, ratio=ratio, drawn="inference") for layer, (v, ratio) in defended["chosen"].items()}
+    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    ideal = deploy_each(model, {n: SRAM(1.0) for n in layers}, seed=seed)
+    chip = deploy_each(model, {n: chosen.get(n, SRAM(1.0)) for n in layers}, seed=seed)
+    found: dict[str, Any] = {}
+    pgd = PGD(Linf(EPS[name]), steps=20)
+    shown = pgd(ideal, x, y, seed=seed)
+    stream = Stream(derive(seed, "harder"), torch.arange(len(x)))
+
+    def accuracy(victim: nn.Module, images: Tensor) -> float:
+        return float(measure(victim.eval(), images, Goal(y), stream.fork("judge"), 64).correct.double().mean() / 64)
+
+    found["ideal"], found["software"] = accuracy(ideal, shown), accuracy(chip, shown)
+    candidates = [x, shown]
+    for draws in (4, 16) if chosen else ():
+        candidates.append(crafted(pgd, "eot", draws=draws)(chip, x, y, seed=seed))
+        found[f"EOT({draws})"] = accuracy(chip, candidates[-1])
+    worst = worst_of(chip, candidates, Goal(y), stream.fork("select"), 16)
+    found["worst"] = accuracy(chip, worst)
+    return found
+
+
+def run(kind: str, name: str, seed: int, judged: int, folder: Path, parts: list[str]) -> dict[str, Any]:
+    """What there is in ``folder`` of one network, and what there is not yet."""
+    files = {part: folder / f"{kind[:3].lower()}-{seed}-{part}.json" for part in parts}
+    if not all(file.exists() for file in files.values()):
+        trained, chosen_on, judged_on = images(name, judged)
+        print(f"{kind}, seed {seed}", flush=True)
+        model = train(kind, name, trained, seed)
+    found: dict[str, Any] = {"kind": kind, "seed": seed, "seconds": 0.0}
+    for part, file in files.items():
+        if not file.exists():
+            began = time.process_time()
+            made: dict[str, Any]
+            if part == "defence":
+                made = {drawn: defence(model, name, drawn, chosen_on, judged_on, seed) for drawn in MEMORIES}
+            elif part == "attack":
+                made = {f"{v} {ratio}": attack(model, v, ratio, chosen_on, judged_on, seed) for v, ratio in ATTACKED}
+            else:
+                made = harder(model, name, found["defence"]["inference"], judged_on, seed)
+            file.write_text(json.dumps({part: made, "seconds": time.process_time() - began}, indent=1))
+        record = json.loads(file.read_text())
+        found |= {part: record[part], "seconds": found["seconds"] + record["seconds"]}
     return found
 
 
@@ -146,12 +187,17 @@ def interval(values: list[float], sign: bool = False) -> str:
 
 
 def tables(runs: list[dict[str, Any]]) -> str:
+    kinds = [kind for kind in KINDS if any(r["kind"] == kind for r in runs)]
+    made = [table(runs, kinds) for part, table in TABLES.items() if part in runs[0]]
+    return "\n\n".join(made)
+
+
+def defence_table(runs: list[dict[str, Any]], kinds: list[str]) -> str:
     lines = [
         "| network | maps drawn | attack | clean, ideal | clean, chosen | adv., ideal | adv., chosen, crafted on the ideal "
         "memory | gain | adv., chosen, crafted on the chip | gain |",
         f"|{'---|' * 10}",
     ]
-    kinds = [kind for kind in KINDS if any(r["kind"] == kind for r in runs)]
     for kind in kinds:
         own = [r for r in runs if r["kind"] == kind]
         for drawn in MEMORIES:
@@ -178,8 +224,11 @@ def tables(runs: list[dict[str, Any]]) -> str:
                 chosen = r["defence"][drawn]["chosen"]
                 words = ", ".join(f"`{layer}` {ratio} at {v}" for layer, (v, ratio) in chosen.items()) or "none"
                 lines.append(f"| {kind} | {drawn} | {r['seed']} | {words} |")
-    lines += [
-        "",
+    return "\n".join(lines)
+
+
+def attack_table(runs: list[dict[str, Any]], kinds: list[str]) -> str:
+    lines = [
         "| network | voltage | 8T:6T | weak cells | stored | all weak cells fail | as many random ones as chosen | chosen flips "
         "| attacked | drop | mean confidence of errors |",
         f"|{'---|' * 11}",
@@ -201,12 +250,36 @@ def tables(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def harder_table(runs: list[dict[str, Any]], kinds: list[str]) -> str:
+    columns = ("ideal", "software", "EOT(4)", "EOT(16)", "worst")
+    heading = (
+        "network",
+        "ideal memory",
+        "crafted on it, on the chosen one",
+        *columns[2:4],
+        "worst of them for each image",
+        "gain",
+    )
+    lines = [f"| {' | '.join(heading)} |", f"|{'---|' * len(heading)}"]
+    for kind in kinds:
+        found = [r["harder"] for r in runs if r["kind"] == kind]
+        cells = [interval([f.get(c, f["ideal"]) for f in found]) for c in columns]
+        lines.append(
+            f"| {kind} | {' | '.join(cells)} | {interval([f['worst'] - f['ideal'] for f in found], sign=True)} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {"defence": defence_table, "harder": harder_table, "attack": attack_table}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Surgical noise as a defence, and the attack on the parameters.")
     parser.add_argument("--data", choices=sorted(EPS), default="fashion-mnist")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--judged", type=int, default=1000, help="test images")
+    parser.add_argument("--judged", type=int, default=500, help="test images")
     parser.add_argument("--output", type=Path, default=Path("runs/surgical_noise"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(SETTINGS | {"data": arguments.data, "judged": arguments.judged}))
@@ -217,14 +290,10 @@ def main() -> None:
     runs = []
     for seed in range(arguments.seeds):
         for kind in KINDS:
-            file = arguments.output / f"{kind[:3].lower()}-{seed}.json"
-            if not file.exists():
-                print(f"{kind}, seed {seed}", flush=True)
-                file.write_text(json.dumps(run(kind, arguments.data, seed, arguments.judged), indent=1))
-            runs.append(json.loads(file.read_text()))
+            runs.append(run(kind, arguments.data, seed, arguments.judged, arguments.output, arguments.parts))
     seconds = sum(r["seconds"] for r in runs)
     print(
-        f"\n{arguments.data}, eps {EPS[arguments.data]}, chosen on {runs[0]['selected']} and judged on {runs[0]['n']} images, "
+        f"\n{arguments.data}, eps {EPS[arguments.data]}, chosen on {SELECTED} and judged on {arguments.judged} images, "
         f"{arguments.seeds} training seeds, {seconds / 60:.0f} minutes of one core\n\n{tables(runs)}"
     )
 

@@ -16,6 +16,7 @@ from snnrobust.attacks.bit_flip_memory import Candidates, Memory, Passes
 from snnrobust.attacks.bit_flip_result import BitFlipResult, Trajectory
 from snnrobust.attacks.losses import Loss, cross_entropy, margin
 from snnrobust.data import Data, take
+from snnrobust.data.disjoint import demand_disjoint
 from snnrobust.draws import derive, device_of, evaluating, is_stochastic
 from snnrobust.hardware.bits import bit_values
 from snnrobust.neurons import surrogate as surrogates
@@ -145,9 +146,7 @@ class BitFlipAttack:
         x_judge, y_judge = take(judge, batch_size=self.batch_size)
         checks.pixels("data", x, bounds=(-torch.inf, torch.inf))
         checks.pixels("judge", x_judge, bounds=(-torch.inf, torch.inf))
-        common = min(len(x), len(x_judge))
-        if torch.equal(x[:common], x_judge[:common]):
-            raise ValueError("judge must be other samples than data: the flips were chosen to break those")
+        demand_disjoint(x, x_judge, "the flips were chosen to break those")
         device = device_of(model)
         x, y, x_judge, y_judge = x.to(device), y.to(device), x_judge.to(device), y_judge.to(device)
         size = self._memory(model).size  # raises where there is nothing to attack

@@ -57,6 +57,8 @@ def crafted(attack: Attack, craft: Craft, ideal: nn.Module | None = None, draws:
     if craft == "frozen":
         source: Any = Frozen(inner)
     elif craft == "eot":
+        if isinstance(inner, Frozen):
+            raise TypeError("craft='eot' averages fresh draws, which a Frozen gradient does not take: leave Frozen out")
         source = EOT(draws, inner)
     else:
         source = FromModel(cast(nn.Module, ideal), inner)

@@ -15,10 +15,12 @@ from snnrobust.attacks.bit_flip_memory import Memory, Passes
 from snnrobust.attacks.bit_flip_result import BitFlipResult, Flip, Trajectory
 from snnrobust.attacks.losses import Loss, cross_entropy
 from snnrobust.data import Data, take
+from snnrobust.data.disjoint import demand_disjoint
 from snnrobust.draws import derive, device_of, evaluating, is_stochastic
 from snnrobust.hardware.bits import flip_deltas
 from snnrobust.hardware.deploy import deploy
 from snnrobust.hardware.sram import SRAM, StoredArray
+from snnrobust.hardware.storage import build_backend, describe_backend
 from snnrobust.neurons import surrogate as surrogates
 
 __all__ = ["SRAMAttack", "SRAMAttackResult"]
@@ -31,8 +33,7 @@ class SRAMAttackResult(BitFlipResult):
     Attributes:
         weak: Cells of this chip that fail at its voltage.
         undervolted: Judged accuracy when all of them do, without any attacker; and its 95 % interval over samples.
-        points: Numbers of flips, and accuracies, after each round of the search, the last of which may be worse than the one
-            that was kept.
+        points: Numbers of flips, and accuracies on the attacker's data, of all sets that were tried, in order.
     """
 
     weak: int = 0
@@ -54,10 +55,12 @@ class SRAMAttack:
 
     .. math:: \text{gain}_{i,b} = \frac{\partial L}{\partial w_i} \, \Delta \, \delta_{i,b} > 0
 
-    in ``rounds``, each with a gradient of its own. The round that leaves the lowest accuracy on the attacker's data is kept.
+    in ``rounds``, each with a gradient of its own: from no failing cell on; and, without a budget, from all of them on, where
+    those are read right again that would raise the loss. What leaves the lowest accuracy on the attacker's data is kept, of
+    several the one with the largest loss.
     Flips are judged on other samples; beside them stand as many random flips of weak cells, and the failure of all of them.
 
-    How the paper's attacker chooses could not be read; this one bounds what a choice among weak cells is worth.
+    How the paper's attacker chooses could not be read; another search among the weak cells may find more.
 
     Args:
         sram: The memory; when its maps are drawn is of no account here.
@@ -118,9 +121,7 @@ class SRAMAttack:
         checks.count("seed", seed, low=0)
         x, y = take(data, batch_size=self.batch_size)
         x_judge, y_judge = take(judge, batch_size=self.batch_size)
-        common = min(len(x), len(x_judge))
-        if torch.equal(x[:common], x_judge[:common]):
-            raise ValueError("judge must be other samples than data: the flips were chosen to break those")
+        demand_disjoint(x, x_judge, "the flips were chosen to break those")
         device = device_of(model)
         x, y, x_judge, y_judge = x.to(device), y.to(device), x_judge.to(device), y_judge.to(device)
         n, judge_n = (self.draws, self.judge_draws) if is_stochastic(model, x[:8]) else (1, 1)
@@ -130,89 +131,116 @@ class SRAMAttack:
             raise ValueError(f"no 6T cell of chip {seed} fails at voltage {self.sram.voltage}: nothing to attack")
         victim = Passes(memory.model, x, y, n, self.batch_size, self.loss)
         key, judge_key = derive(seed, "SRAM attack", "search"), derive(seed, "SRAM attack", "judge")
-        sets, points, blind = self._search(memory, cells, victim, key)
-        best = min(range(len(points)), key=lambda i: (float(points[i][1].mean()), i))
+        path, blind = self._search(memory, cells, victim, key)
+        best = min(range(len(path)), key=lambda i: (path[i].accuracy, -path[i].loss))
+        # the way to the best: the first point is none, and a path from all cells on leaves out that from none
+        way = [path[0], *(p for p in path[1 : best + 1] if p.way == path[best].way)]
+        counts = [int(p.wrong.sum()) for p in way]
 
         def judged(passed: nn.Module) -> Passes:
             return Passes(passed, x_judge, y_judge, judge_n, self.batch_size)
 
         with evaluating(model):
             float_accuracy = float(judged(model).measure(judge_key)[1].mean())
-        counts = [len(s) for s in sets[: best + 1]]
-        final, judgement = self._apply(model, cells, sets[best], counts, judged, judge_key)
-        final_flips = tuple(cells.flips(final, sets[best]))
+        final, judgement = self._apply(model, cells, [p.wrong for p in way], judged, judge_key)
         for p, own in zip(final.model.parameters(), model.parameters(), strict=True):
             p.requires_grad_(own.requires_grad)
-        everything = torch.arange(len(cells.layer))
+        everything = torch.ones(len(cells.layer), dtype=torch.bool)
         random = []
         for run in range(self.random_runs):
             generator = torch.Generator().manual_seed(derive(seed, "SRAM attack", "random", run))
-            order = everything[torch.randperm(len(everything), generator=generator)][: counts[-1]]
-            random.append(self._apply(model, cells, order, counts, judged, judge_key)[1])
-        _, failed = self._apply(model, cells, everything, [len(everything)], judged, judge_key)
+            rank = torch.randperm(len(everything), generator=generator)
+            random.append(self._apply(model, cells, [rank < count for count in counts], judged, judge_key)[1])
+        _, failed = self._apply(model, cells, [everything], judged, judge_key)
         loss_name = getattr(self.loss, "__name__", repr(self.loss))
         settings = {
             "bits": self.sram.bits, "seed": seed, "draws": n, "judge_draws": judge_n, "chance": 1 / victim.classes,
             "memory": memory.size, "loss": loss_name,
         }  # fmt: skip
-        chosen = _trajectory(counts, points[: best + 1])
+        chosen = Trajectory(tuple(counts), tuple(p.loss for p in way), torch.stack([p.shares for p in way]))
+        start = "none" if path[best].way == 0 else "all"
         return SRAMAttackResult(
-            final.model, final_flips, chosen, judgement,
+            final.model, tuple(cells.flips(final, path[best].order[path[best].wrong[path[best].order]])), chosen, judgement,
             random=tuple(random), float_accuracy=float_accuracy, searches=((loss_name, chosen.accuracy[-1]),), blind=blind,
-            stopped=f"the best of {len(points) - 1} rounds", forwards=victim.forwards, gradients=victim.gradients,
-            settings=settings, weak=len(everything), undervolted=(failed.accuracy[-1], *failed.interval()),
-            points=tuple((len(s), float(p[1].mean())) for s, p in zip(sets, points, strict=True)),
+            stopped=f"the best of {len(path) - 1} sets, found from {start} of the weak cells on", forwards=victim.forwards,
+            gradients=victim.gradients, settings=settings, weak=len(everything),
+            undervolted=(failed.accuracy[-1], *failed.interval()),
+            points=tuple((int(p.wrong.sum()), p.accuracy) for p in path),
         )  # fmt: skip
 
     def _memory(self, model: nn.Module) -> Memory:
         return Memory(model, self.sram.bits, self.sram.positions, self.layers, self.sram.axis == 0)
 
-    def _search(
-        self, memory: Memory, cells: _Cells, victim: Passes, key: int
-    ) -> tuple[list[Tensor], list[tuple[float, Tensor]], tuple[str, ...]]:
-        """The cells that are flipped after each round, in the order of choice, and what the attacker's data says of it."""
-        chosen = torch.empty(0, dtype=torch.int64)
-        sets, points = [chosen], [victim.measure(key)]
+    def _search(self, memory: Memory, cells: _Cells, victim: Passes, key: int) -> tuple[list[_Point], tuple[str, ...]]:
+        """What was tried, in order, and layers without a gradient."""
+        none = torch.zeros(len(cells.layer), dtype=torch.bool)
+        path, blind = self._walk(memory, cells, victim, key, none, 0)
+        if self.flips is None or self.flips >= len(none):
+            cells.flip(memory, (path[-1].wrong ^ ~none).nonzero()[:, 0])
+            path += self._walk(memory, cells, victim, key, ~none, 1)[0]
+        return path, blind
+
+    def _walk(
+        self, memory: Memory, cells: _Cells, victim: Passes, key: int, start: Tensor, way: int
+    ) -> tuple[list[_Point], tuple[str, ...]]:
+        """From a memory where the cells of ``start`` are wrong: in each round more of those are turned that raise the loss."""
+        wrong, free = start.clone(), torch.ones_like(start)
+        order = start.nonzero()[:, 0]
         blind: tuple[str, ...] = ()
-        free = torch.ones(len(cells.layer), dtype=torch.bool)
+        path = [_Point(wrong.clone(), order, way, *victim.measure(key))]
         for number in range(self.rounds):
             weights = [memory.weights[name] for name in memory.attacked]
             with nullcontext() if self.surrogate is None else surrogates.override(memory.model, self.surrogate):
-                gradients = victim.gradient(weights, derive(key, "round", number))
+                gradients = victim.gradient(weights, derive(key, "round", way, number))
             if number == 0:
                 blind = tuple(n for n, g in zip(memory.attacked, gradients, strict=True) if not g.any())
             gain = cells.gain(memory, gradients)
             helps = (free & (gain > 0)).nonzero()[:, 0]
             # what is left of the budget (of what helps), in equal parts over the rounds that are left
-            left = len(helps) if self.flips is None else min(self.flips - len(chosen), len(helps))
-            take_now = ceil(left / (self.rounds - number))
-            if take_now == 0:
+            left = len(helps) if self.flips is None or way else min(self.flips - int(wrong.sum()), len(helps))
+            most = ceil(left / (self.rounds - number))
+            if most == 0:
                 break
-            now = helps[gain[helps].argsort(descending=True, stable=True)[:take_now]]
+            now = helps[gain[helps].argsort(descending=True, stable=True)[:most]]
             free[now] = False
+            wrong[now] = ~wrong[now]
             cells.flip(memory, now)
-            chosen = torch.cat([chosen, now])
-            sets.append(chosen)
-            points.append(victim.measure(key))
-        return sets, points, blind
+            order = order if way else torch.cat([order, now])
+            path.append(_Point(wrong.clone(), order, way, *victim.measure(key)))
+        return path, blind
 
     def _apply(
         self,
         model: nn.Module,
         cells: _Cells,
-        order: Tensor,
-        counts: list[int],
+        masks: list[Tensor],
         judged: Callable[[nn.Module], Passes],
         key: int,
     ) -> tuple[Memory, Trajectory]:
-        """The cells of ``order`` flipped in a new memory, judged at each of ``counts``."""
-        memory, done, points = self._memory(model), 0, []
+        """A new memory in which the cells of each mask in turn are wrong, judged at each."""
+        memory, now, points = self._memory(model), torch.zeros_like(masks[0]), []
         passes = judged(memory.model)
-        for count in counts:
-            cells.flip(memory, order[done:count])
-            done = count
+        for mask in masks:
+            cells.flip(memory, (now ^ mask).nonzero()[:, 0])
+            now = mask
             points.append(passes.measure(key))
-        return memory, _trajectory(counts, points)
+        counts = tuple(int(mask.sum()) for mask in masks)
+        return memory, Trajectory(counts, tuple(p[0] for p in points), torch.stack([p[1] for p in points]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """Cells that are wrong, ``[N]``, in the order in which they were chosen, and what the attacker's data says of it."""
+
+    wrong: Tensor
+    order: Tensor
+    way: int
+    loss: float
+    shares: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.shares.mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,10 +254,7 @@ class _Cells:
     @classmethod
     def of(cls, model: nn.Module, memory: Memory, sram: SRAM, seed: int) -> _Cells:
         """Those of the chip ``seed``."""
-        always = SRAM(
-            sram.voltage, sram.six_t_bits, sram.ratio, sram.bits, "chip", sram.table, sram.axis, sram.v_min, sram.at_v_min,
-            sram.extrapolate,
-        )  # fmt: skip
+        always = build_backend({**describe_backend(sram), "drawn": "chip"})
         chip = deploy(model, always, seed=seed, layers=memory.attacked)
         found = []
         for number, name in enumerate(memory.attacked):
@@ -272,7 +297,3 @@ class _Cells:
             name = names[number]
             where = tuple(int(v) for v in torch.unravel_index(i, memory.weights[name].shape))
             yield Flip(name, where, bit, int(before[name][i]), int(codes[name][i]))
-
-
-def _trajectory(counts: list[int], points: list[tuple[float, Tensor]]) -> Trajectory:
-    return Trajectory(tuple(counts), tuple(p[0] for p in points), torch.stack([p[1] for p in points]))

@@ -18,7 +18,9 @@ from snnrobust.codesign.accuracy_predictor import AccuracyPredictor, Kind, Stand
 from snnrobust.codesign.knobs import Second, has_leak, limits, sites, with_knobs
 from snnrobust.codesign.signature import Values, signature, signatures
 from snnrobust.data import Data, batches, take
+from snnrobust.data.disjoint import sample_digests
 from snnrobust.draws import derive, device_of, draws, evaluating
+from snnrobust.hardware.backend import Backend
 
 __all__ = ["ChipTuner", "chip_accuracy", "fit_knobs", "fit_tuner", "tune"]
 
@@ -232,18 +234,15 @@ def chip_accuracy(chip: nn.Module, data: Data, *, key: int = 0, batch_size: int 
 
 
 def chip_digest(chip: nn.Module) -> str:
-    """Of all that is stored on a chip: two chips of one model have different ones."""
+    """Of all that is stored on a chip and of the keys of its patterns: two chips of one model have different ones."""
     found = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(chip.state_dict().items()):
+    patterns = {
+        name: m.chip_key() for name, m in chip.named_modules() if isinstance(m, Backend) and m._chip is not None
+    }
+    for name, value in sorted({**patterns, **chip.state_dict()}.items()):
         found.update(name.encode())
         found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-def sample_digests(x: Tensor) -> list[str]:
-    """One for each sample."""
-    rows = x.detach().cpu().contiguous().flatten(1).numpy()
-    return [hashlib.blake2b(row.tobytes(), digest_size=12).hexdigest() for row in rows]
 
 
 def _same_model(fleet: Sequence[nn.Module]) -> None:

@@ -15,6 +15,7 @@ from snnrobust.attacks.bit_flip_memory import Passes
 from snnrobust.attacks.losses import Loss, cross_entropy
 from snnrobust.codesign.surgical_result import Judgement, Score, SurgicalResult, Trial
 from snnrobust.data import Data, take
+from snnrobust.data.disjoint import demand_disjoint
 from snnrobust.draws import derive, device_of, is_stochastic
 from snnrobust.hardware.deploy import synaptic
 from snnrobust.hardware.layerwise import deploy_each
@@ -119,7 +120,7 @@ class SurgicalNoise:
         checks.count("seed", seed, low=0)
         x, y = take(data, batch_size=self.batch_size)
         x_judge, y_judge = take(judge, batch_size=self.batch_size)
-        _demand_disjoint(x, x_judge)
+        demand_disjoint(x, x_judge, "the choice was made on those")
         names = tuple(synaptic(model))
         for name in self.layers or ():
             checks.choice("layers", name, names)
@@ -229,16 +230,3 @@ class _Search:
                 at = self.trials.index(trial)
                 self.trials[at] = replace(trial, kept=True)
         return {name: kept[name] for name in self.names if name in kept}
-
-
-def _demand_disjoint(x: Tensor, x_judge: Tensor) -> None:
-    if x.shape[1:] != x_judge.shape[1:]:
-        raise ValueError(
-            f"data and judge must be of one shape, got {tuple(x.shape[1:])} and {tuple(x_judge.shape[1:])}"
-        )
-    seen = {image.numpy().tobytes() for image in x.cpu()}
-    common = sum(image.numpy().tobytes() in seen for image in x_judge.cpu())
-    if common:
-        raise ValueError(
-            f"judge must be other images than data: {common} are in both, and the choice was made on those"
-        )

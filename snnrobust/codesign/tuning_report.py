@@ -10,9 +10,10 @@ import numpy as np
 from torch import nn
 
 from snnrobust import checks
-from snnrobust.codesign.chip_tuning import ChipTuner, chip_accuracy, chip_digest, sample_digests, tune
+from snnrobust.codesign.chip_tuning import ChipTuner, chip_accuracy, chip_digest, tune
 from snnrobust.codesign.signature import Values
 from snnrobust.data import Data, take
+from snnrobust.data.disjoint import sample_digests
 from snnrobust.statistics import mean_interval
 
 __all__ = ["TuningReport", "Yield", "chip_yield", "judge_tuning"]

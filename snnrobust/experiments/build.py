@@ -74,12 +74,12 @@ __all__ = [
 ]
 
 _REGISTERED = quantization, defenses  # their quantizers and trainers enter BACKENDS and RULES when they are imported
-_SEQUENCES = (Delta, Frames, LevelCrossing)  # no data set holds what they take
+_SEQUENCES = (Delta, Frames, LevelCrossing)  # they take no images
 NAMES: dict[str, list[str]] = {
     "data": list(DATASETS),
     "model key": list(ModelSection.model_fields),
     "architecture": list(ARCHITECTURES),
-    "encoder": [name for name, kind in ENCODERS.items() if kind not in _SEQUENCES],
+    "encoder": list(ENCODERS),
     "neuron": list(NEURONS),
     "surrogate": list(SURROGATES),
     "norm": list(NORMS),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class Backend(Stochastic):
     """
 
     drawn: Drawn | None = None
-    gradient: ClassVar[Gradient] = "exact"
+    gradient: Gradient = "exact"
     at: At = "product"
     _chip: Tensor | None = None
 

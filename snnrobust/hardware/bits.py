@@ -124,7 +124,10 @@ class StoredWeights:
     def at(self, index: Tensor) -> Tensor:
         """``values().flatten()[index]``, and no more computed than that."""
         codes = from_words(self.words.flatten()[index], self.bits).double()
-        largest = self.largest.expand(self.words.shape)[torch.unravel_index(index, self.words.shape)]
+        if self.largest.numel() == 1:
+            largest = self.largest.reshape(())
+        else:
+            largest = self.largest.expand(self.words.shape)[torch.unravel_index(index, self.words.shape)]
         return codes.div_(2 ** (self.bits - 1) - 1).mul_(largest)
 
     def flip(self, index: Tensor, bit: Tensor) -> Self:

@@ -37,10 +37,12 @@ def deploy(model: nn.Module, backend: Backend, *, seed: int, layers: Collection[
             ``backend.neuron``.
         backend: What the chip does; each layer gets a copy.
         seed: Identifies the chip: the same seed is the same chip.
-        layers: Names of the layers (as in ``model.named_modules()``) to put on the chip; default all.
+        layers: Names of the layers (as in ``model.named_modules()``) to put on the chip, and of the neurons that a backend of
+            neurons changes; default all.
 
     Raises:
-        ValueError: ``layers`` names none of the model's synaptic layers, the model has none, or its weights are not finite.
+        ValueError: ``layers`` names none of the model's synaptic layers, the model has none, its weights are not finite, or
+            ``backend`` changes neurons and there is none.
         TypeError: the model has a parametric layer that cannot be put on a chip, or is on one already.
     """
     if not isinstance(backend, Backend):
@@ -54,9 +56,15 @@ def deploy(model: nn.Module, backend: Backend, *, seed: int, layers: Collection[
     refuse(chip, found)
     if isinstance(layers, str) or (layers is not None and not layers):
         raise ValueError(f"layers must be a collection of names such as [{next(iter(found))!r}], got {layers!r}")
+    changing = [type(part).__name__ for part in effects(backend) if type(part).neuron is not Backend.neuron]
+    every = chip.named_modules(remove_duplicate=False) if changing else ()
+    neurons = {name: m for name, m in every if isinstance(m, Neuron | nn.ReLU)}
     for name in layers or ():
-        checks.choice("layers", name, found)
-    neurons = {n: m for n, m in chip.named_modules(remove_duplicate=False) if isinstance(m, Neuron | nn.ReLU)}
+        checks.choice("layers", name, [*found, *neurons])
+    reached = [name for name in neurons if layers is None or name in layers]
+    if changing and not reached:
+        where = "the model has no nn.ReLU and no spiking neuron of ours" if not neurons else "layers names none of them"
+        raise ValueError(f"{', '.join(changing)} changes neurons, but {where}: it would do nothing")
     late = reads_after(backend)
     for name, layer in found.items():
         if layers is None or name in layers:
@@ -65,9 +73,8 @@ def deploy(model: nn.Module, backend: Backend, *, seed: int, layers: Collection[
             swap(chip, name, _placed(chip, name, layer, own, key_of(seed, name)))
             if norm is not None and late is not None:
                 swap(chip, norm, _after(chip, norm, deepcopy(late), key_of(seed, norm)))
-    if layers is None and any(type(part).neuron is not Backend.neuron for part in effects(backend)):
-        for name, neuron in neurons.items():
-            swap(chip, name, _neuron(chip, name, neuron, deepcopy(backend), key_of(seed, name)))
+    for name in reached:
+        swap(chip, name, _neuron(chip, name, neurons[name], deepcopy(backend), key_of(seed, name)))
     chip.register_forward_pre_hook(begin_forward)
     vars(chip)["_recipe"] = Recipe.of(model, backend, seed, None if layers is None else tuple(sorted(layers)))
     return chip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -203,7 +203,7 @@ class LookupTable(Backend):
     """
 
     drawn: Drawn | None = "step"
-    gradient: ClassVar[Gradient] = "straight-through"
+    gradient: Gradient = "straight-through"
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -122,7 +122,7 @@ class PCM(Backend):
     Nandakumar et al. 2019, "Phase-change memory models for deep learning training and inference". Constants as in aihwkit 1.2.
     """
 
-    gradient: ClassVar[Gradient] = "exact"
+    gradient: Gradient = "exact"
 
     def __init__(
         self,

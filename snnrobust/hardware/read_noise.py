@@ -55,9 +55,11 @@ class NoisyArray(Array):
             return y + self._of_samples(x)
         squares: Tensor = self.operation(x.flatten(0, 1).square(), self.variance, None)
         squares = squares.unflatten(0, x.shape[:2])
-        some = squares > 0
-        sigma = torch.where(some, squares, 1.0).sqrt() * some
-        return y + sigma * self.normal(y.shape, start, y.device).to(y.dtype)
+        xi = self.normal(y.shape, start, y.device).to(y.dtype)
+        if not squares.requires_grad:
+            return torch.addcmul(y, squares.clamp_(min=0.0).sqrt_(), xi)
+        some = squares > 0  # the root of zero would make NaN of a gradient
+        return torch.addcmul(y, torch.where(some, squares, 1.0).sqrt() * some, xi)
 
     def _of_samples(self, x: Tensor) -> Tensor:
         sigma = self.variance.sqrt()
@@ -72,10 +74,10 @@ class NoisyArray(Array):
 
 
 def plain(array: Array, backend: Backend) -> Array:
-    """``array`` if its product is a plain one: another kind would be lost."""
-    if type(array).product is not Array.product:
+    """``array`` if it holds plain weights: what another kind does would be lost."""
+    if type(array) is not Array:
         raise TypeError(
-            f"{type(backend).__name__} cannot be programmed into a {type(array).__name__}: in a Chain, put it before the "
-            "backend that makes it, and only one of them in a Chain"
+            f"{type(backend).__name__} programs plain weights, and a backend before it in the Chain has made a "
+            f"{type(array).__name__} of the layer: take one of the two, quantizers excepted"
         )
     return array

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 from math import log, log10
-from typing import ClassVar, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -103,7 +103,7 @@ class RRAM(Backend):
     Source: data of Wan et al. 2022, "A compute-in-memory chip based on resistive random-access memory", as fitted by aihwkit.
     """
 
-    gradient: ClassVar[Gradient] = "exact"
+    gradient: Gradient = "exact"
 
     def __init__(
         self,

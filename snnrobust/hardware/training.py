@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snnrobust import checks
 from snnrobust.draws import derive, draws
-from snnrobust.hardware.backend import Array, Backend
+from snnrobust.hardware.backend import Array, Backend, effects
 from snnrobust.hardware.deploy import begin_forward, key_of, norm_after, refuse, sees_time, swap, synaptic
 from snnrobust.hardware.operation import Operation
 from snnrobust.hardware.recurrent import Product, TorchSignature, Unrolled
@@ -167,7 +167,7 @@ def on_chips(model: nn.Module, backend: Backend) -> Iterator[Callable[[int], Non
 
     Args:
         model: Spiking or ordinary.
-        backend: A recipe, of which each layer gets a copy. Its effects on neurons are left out.
+        backend: A recipe, of which each layer gets a copy; none that changes neurons.
 
     Raises:
         TypeError, ValueError: as :func:`~snnrobust.hardware.deploy`; weights that are computed from other parameters; a backend
@@ -229,6 +229,11 @@ def demand_learnable(model: nn.Module, backend: Backend) -> None:
         raise TypeError(
             f"{type(backend).__name__} has parameters of its own, which training through chips does not learn"
         )
+    for part in effects(backend):
+        if type(part).neuron is not Backend.neuron:
+            raise TypeError(
+                f"{type(part).__name__} changes neurons, which is not trained through: leave it out, and deploy with it"
+            )
     found = synaptic(checks.module("model", model))
     refuse(model, found)
     for name, layer in found.items():

@@ -42,11 +42,7 @@ def bit_errors(words: Tensor, rates: Sequence[float], key: Tensor, id: int = 0) 
         raise TypeError(f"words must be uint8, got {words.dtype}")
     if key.shape != (2,):
         raise ValueError(f"key must be two words, got the shape {tuple(key.shape)}")
-    if not any(rates) or words.numel() == 0:
-        return words.clone()
-    if words.is_cpu and native.available():
-        return _run(words.contiguous(), rates, key, id)
-    return _in_torch(words, rates, key, id)
+    return _op(words, rates, key, id)  # type: ignore[no-any-return]
 
 
 def _inverse(p: float) -> float:
@@ -61,9 +57,11 @@ def _compiled() -> Callable[..., None]:
     return native.function("bit_errors", P, I64, P, I32, P, P, I64, I32)
 
 
-def _run(words: Tensor, rates: Sequence[float], key: Tensor, id: int) -> Tensor:
+def _cpu(words: Tensor, rates: Sequence[float], key: Tensor, id: int) -> Tensor:
+    if not native.available():
+        return _in_torch(words, rates, key, id)
+    words, key = words.contiguous(), key.to("cpu", torch.int64).contiguous()
     out = torch.empty_like(words)
-    key = key.to("cpu", torch.int64).contiguous()
     inverse = torch.tensor([_inverse(p) for p in rates], dtype=torch.float64)
     _compiled()(
         key.data_ptr(), id, inverse.data_ptr(), len(rates), words.data_ptr(), out.data_ptr(), words.numel(), native.threads()
@@ -117,3 +115,11 @@ def _logarithm(x: Tensor) -> Tensor:
     for n in (15, 13, 11, 9, 7, 5, 3, 1):
         r = r * z + 1 / n
     return k * 0.6931471805599453 + 2.0 * s * r
+
+
+_LIBRARY = torch.library.Library("snnrobust", "FRAGMENT")
+_LIBRARY.define("bit_errors(Tensor words, float[] rates, Tensor key, int id) -> Tensor")
+_LIBRARY.impl("bit_errors", _in_torch, "CompositeExplicitAutograd")
+_LIBRARY.impl("bit_errors", _cpu, "CPU")
+_LIBRARY.impl("bit_errors", lambda words, rates, key, id: torch.empty_like(words), "Meta")
+_op = torch.ops.snnrobust.bit_errors.default

@@ -53,11 +53,11 @@ def _both(multiplicative: float, additive: float) -> bool:
 def _compiled_takes(y: Tensor) -> bool:
     """Layouts other than the plain one keep their strides in torch operations."""
     return (
-        type(y) is Tensor
+        not watched()
+        and type(y) is Tensor
         and y.dtype == torch.float32
         and y.is_cpu
         and y.is_contiguous()
-        and not watched()
         and not _transformed(y)
         and native.available()
     )

@@ -110,5 +110,7 @@ def test_what_cannot_be_crafted_is_named(setting):
         crafted(FGSM(THREAT), "software")
     with pytest.raises(TypeError, match="Square uses no gradient that craft='eot' could change"):
         crafted(Square(THREAT), "eot")
+    with pytest.raises(TypeError, match="averages fresh draws"):
+        crafted(PGD(THREAT, gradient=Frozen()), "eot")
     with pytest.raises(TypeError, match="attack must be an attack"):
         crafted("FGSM", "eot")

@@ -66,6 +66,11 @@ def test_only_weak_cells_are_flipped_and_chosen_ones_do_more_harm(models, sample
         count += int(sum(((array.faults >> b) & 1).sum() for b in range(8)))
     assert count == result.weak
     assert 0 < len(result.flips) < count
+    none, every = result.points[:6], result.points[6:]
+    assert [c for c, _ in none] == sorted(c for c, _ in none)
+    assert none[-1][0] < count  # not all weak cells help
+    assert [c for c, _ in every] == sorted((c for c, _ in every), reverse=True)
+    assert every[0][0] == count
     assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
     random = sum(t.accuracy[-1] for t in result.random) / len(result.random)
     assert result.judgement.accuracy[-1] < random - 0.1
@@ -124,7 +129,7 @@ def test_budget_layers_and_surrogate_are_kept(models, samples):
     name = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)][0]  # noqa: RUF015
     attack = SRAMAttack(sram=SRAM(0.78), flips=20, rounds=4, layers=[name], surrogate=ATan(2.0), random_runs=1)
     result = attack(model, *samples, seed=0)
-    assert [count for count, _ in result.points] == [0, 5, 10, 15, 20]
+    assert [count for count, _ in result.points] == [0, 5, 10, 15, 20]  # and no path from all cells
     assert {flip.layer for flip in result.flips} <= {name}
     again = attack(model, *samples, seed=0)
     assert [str(f) for f in again.flips] == [str(f) for f in result.flips]

@@ -45,6 +45,17 @@ def test_zeros_change_nothing_and_the_chip_is_left_alone(model, second):
     assert all(torch.equal(value, before[name]) for name, value in chip.state_dict().items())
 
 
+@pytest.mark.parametrize("model", [ann, snn], ids=["ann", "snn"])
+def test_a_tuned_chip_has_weights_of_its_own(model):
+    chip = deploy(model(), WeightVariation(0.3), seed=1)
+    y = chip(x_of())
+    tuned = with_knobs(chip, torch.full((2, 2), 0.1))
+    with torch.no_grad():
+        for tensor in tuned.state_dict().values():
+            tensor.zero_()
+    assert torch.equal(chip(x_of()), y)
+
+
 def test_an_activation_by_hand():
     model, x = ann(), x_of()
     knobs = torch.tensor([[0.3, -0.2], [-0.4, 0.5]], dtype=torch.float64)
@@ -62,6 +73,7 @@ def test_a_threshold_and_a_leak_by_hand():
     setattr(by_hand.network, "3", LIF(0.5, 0.4 * float((-knobs[1, 0]).exp())))
     assert type(tuned.network[1]) is LIF
     assert torch.allclose(tuned(x), by_hand(x), atol=1e-14)
+    assert torch.equal(with_knobs(snn(), knobs, units=torch.tensor([2.0, 3.0]))(x), tuned(x))  # a leak has no unit
     learning = with_knobs(snn(), knobs.clone().requires_grad_())
     assert torch.allclose(learning(x), tuned(x), atol=1e-14)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from snnrobust import data
 from snnrobust.data import mnist_strokes
 from snnrobust.data.strokes import POINTS
+from snnrobust.experiments import parse
 
 DIGITS = [  # (dx, dy) of each digit; the first from the corner
     [(11, 9), (1, 0), (0, -1), (-2, 3)],
@@ -173,3 +174,42 @@ def test_the_real_file():
     assert all(bool(d[:n].all()) for d, n in zip(drawn, lengths.tolist(), strict=True))  # no point lies in the corner
     if (folder.parent / "mnist").is_dir():
         assert torch.equal(y, data.load("mnist", "test").tensors[1])  # in the same order
+
+
+FILE = """
+name = "strokes"
+[data]
+name = "mnist-strokes"
+[[models]]
+name = "one"
+MODEL
+[[attacks]]
+name = "pgd"
+attack = { type = "PGD" }
+[[chips]]
+name = "noisy"
+backends = [{ type = "GaussianNoise", multiplicative = 0.3 }]
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ('kind = "ordinary"\narchitecture = "lstm"', None),
+        ('architecture = "recurrent"', None),
+        ('architecture = "recurrent"\nencoder = { type = "Frames", time_steps = 40 }', None),
+        ('architecture = "mlp"', None),
+        (
+            'architecture = "recurrent"\nencoder = { type = "Frames", time_steps = 20 }',
+            "its first axis must be its 20 frames",
+        ),
+        ('architecture = "conv-small"', r"needs an input of shape \(C, H, W\), but there it is \(40, 2\)"),
+    ],
+)
+def test_experiments_over_sequences_are_rehearsed(model, words):
+    text = FILE.replace("MODEL", model)
+    if words is None:
+        assert parse(text, "here").data.name == "mnist-strokes"
+    else:
+        with pytest.raises(ValueError, match=words):
+            parse(text, "here")

@@ -13,7 +13,7 @@ from torch import nn
 from snnrobust import attacks, models
 from snnrobust.defenses import Voting
 from snnrobust.defenses.voting import mean_logits, mean_probabilities, mode
-from snnrobust.draws import Stochastic, draws, fresh_key, is_stochastic
+from snnrobust.draws import Stochastic, derive, draws, fresh_key, is_stochastic
 from snnrobust.encoders import Poisson
 from snnrobust.hardware import GaussianNoise, deploy
 
@@ -111,6 +111,7 @@ def test_each_vote_is_a_prediction_under_a_key_of_its_own():
     outer = nn.Sequential(nn.Identity(), voting)
     with torch.no_grad(), draws(outer, 9, ids):
         found, key = voting.ballots(x), voting.key
+        assert key == derive(9, "1")  # all bits of it
         assert torch.equal(voting.ballots(x), found)
     for i, ballot in enumerate(found):
         with torch.no_grad(), draws(model, Voting.vote_key(key, i), ids):

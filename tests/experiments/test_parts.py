@@ -43,17 +43,25 @@ def _parse(model: str, data: str = "digits") -> experiments.Experiment:
     return experiments.parse(FILE.format(model=model, data=data))
 
 
-@pytest.mark.parametrize("name", sorted(NAMES["encoder"]))
+OF_SEQUENCES = ("Delta", "Frames", "LevelCrossing")
+
+
+@pytest.mark.parametrize("name", OF_SEQUENCES)
+def test_encoders_of_sequences(name: str) -> None:
+    encoder = f'architecture = "recurrent"\nencoder = {{ type = "{name}", time_steps = 40 }}'
+    _parse(encoder, "mnist-strokes")
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES["encoder"]) - set(OF_SEQUENCES)))
 def test_encoders(name: str) -> None:
     steps = 8 if name == "Rows" else 3
     _parse(f'architecture = "mlp"\nencoder = {{ type = "{name}", time_steps = {steps} }}')
 
 
-@pytest.mark.parametrize("name", ["Delta", "Frames", "LevelCrossing"])
+@pytest.mark.parametrize("name", OF_SEQUENCES)
 @pytest.mark.parametrize("kind", ["spiking", "ordinary"])
 def test_channels_are_not_time(name: str, kind: str) -> None:
     """An image [1, 8, 8] would be a sequence of one step."""
-    assert name not in NAMES["encoder"]
     architecture = "mlp" if kind == "spiking" else "lstm"
     with pytest.raises(
         ValueError, match=rf"models\.snn\.encoder: {name} takes sequences .* use Rows\(time_steps = 8\)"

@@ -11,7 +11,7 @@ from snnrobust.draws import draws
 from snnrobust.encoders import Direct, Poisson
 from snnrobust.hardware import Chain, GaussianNoise, deploy
 from snnrobust.layers import MeanOutput, Sequential
-from snnrobust.models import Conv, Dense, Pool, SpikingClassifier, ordinary, save, spiking
+from snnrobust.models import Conv, Dense, Pool, SpikingClassifier, ordinary, spiking
 from snnrobust.neurons import LIF
 from snnrobust.quantization import Uniform, uniform
 from snnrobust.temporal import Temporal
@@ -268,12 +268,6 @@ def test_a_layer_called_twice_meets_fresh_noise_and_each_forward_begins_anew():
         first, again = chip(x), chip(x)
     assert torch.equal(first, again)
     assert not torch.equal(first[0], first[1])
-
-
-def test_saving_a_chip_says_what_to_do_instead(tmp_path):
-    chip = deploy(nn.Sequential(nn.Linear(2, 2)), GaussianNoise(0.1), seed=1)
-    with pytest.raises(TypeError, match="save the original, and deploy it again"):
-        save(chip, tmp_path / "chip")
 
 
 def test_a_fleet_is_chips_of_consecutive_seeds(model, x):

@@ -61,7 +61,7 @@ def test_bad_arguments_are_named(model):
     with pytest.raises(TypeError, match="use deploy\\(\\) for the whole model"):
         deploy_each(model, {first: Chain(GaussianNoise(0.1, at="after_norm"))}, seed=0)
     two = deploy_each(model, dict(zip(names(model), (SRAM(0.8), SRAM(0.9), SRAM(0.9)), strict=False)), seed=0)
-    with pytest.raises(TypeError, match="must come from hardware.deploy"):
+    with pytest.raises(TypeError, match="chip must come from hardware"):
         save(two, "never")
     with pytest.raises(TypeError, match="backend must be a hardware Backend"):
         deploy_each(model, {first: 3}, seed=0)

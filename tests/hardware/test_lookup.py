@@ -351,7 +351,7 @@ def test_it_is_registered_and_rebuilt_from_its_arguments():
 def test_noise_can_follow_but_not_another_array():
     model = ann()
     deploy(model, Chain(LookupTable(**NOISY), GaussianNoise(additive=0.1)), seed=0)
-    with pytest.raises(TypeError, match="LookupTable cannot be programmed into a LookupArray"):
+    with pytest.raises(TypeError, match=r"LookupTable programs plain weights.* has made a LookupArray"):
         deploy(model, Chain(LookupTable(**NOISY), LookupTable(**NOISY)), seed=0)
 
 
@@ -435,3 +435,17 @@ def test_a_chip_is_saved_and_loaded_with_its_table(tmp_path):
     again = load(tmp_path / "chip.safetensors")
     with torch.no_grad(), draws(chip, 1), draws(again, 1):
         assert torch.equal(again(x), chip(x))
+
+
+def test_a_sample_does_not_depend_on_the_kind_of_its_neighbours():
+    """Spikes, zeros, signed and unsigned inputs in one batch use different slices: each is what it is alone."""
+    chip = deploy(nn.Sequential(made(lambda: nn.Linear(16, 5))), LookupTable(**NOISY), seed=1)
+    x = images(4).flatten(1)
+    x = torch.stack(((x[0] > 0.5).double(), x[1] * 0, x[2], x[3] - 0.5))
+    with torch.no_grad():
+        with draws(chip, 2):
+            together = chip(x)
+        for i in range(4):
+            with draws(chip, 2, torch.tensor([i])):
+                assert torch.allclose(chip(x[i : i + 1])[0], together[i], rtol=0, atol=1e-12)
+    assert torch.equal(together[1], chip[0].layer.bias)

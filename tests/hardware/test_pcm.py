@@ -7,7 +7,8 @@ from torch import nn
 
 from snnrobust.draws import draws, is_stochastic
 from snnrobust.encoders import Direct
-from snnrobust.hardware import BACKENDS, Chain, deploy, load, save
+from snnrobust.hardware import BACKENDS, Chain, deploy, load, pcm, save
+from snnrobust.hardware.pairs import to_pair
 from snnrobust.hardware.pcm import (
     PCM,
     compensation_factor,
@@ -137,6 +138,24 @@ def test_drift_alone_of_a_chip():
     standard_normal((nu - 0.049) / 0.008)
 
 
+def test_exponents_and_read_noise_go_by_the_target_not_by_what_was_programmed(monkeypatch):
+    layer, seen = dense(6, 4), {}
+    for name in ("drift_exponent", "read_sigma"):
+        function = getattr(pcm, name)
+
+        def watched(*given, name=name, function=function):
+            seen[name] = given
+            return function(*given)
+
+        monkeypatch.setattr(pcm, name, watched)
+    deploy(layer, PCM("1 day"), seed=3)
+    target = to_pair(layer[0].weight, 25.0)
+    assert torch.equal(seen["drift_exponent"][0], target)
+    assert torch.equal(seen["read_sigma"][1], target)
+    assert (seen["read_sigma"][0] < 25 * 4321**-0.03).all()  # what is read is what has drifted
+    assert not torch.equal(seen["read_sigma"][0] == 0, target == 0)
+
+
 def test_read_noise_of_a_chip():
     options = {"programming_noise": False, "drift": False, "compensation": "none"}
     chip = deploy(wide(), PCM("1 day", **options), seed=3)
@@ -145,6 +164,8 @@ def test_read_noise_of_a_chip():
     fixed = deploy(wide(), PCM("1 day", drawn="chip", **options), seed=3)
     standard_normal((devices(fixed).weight[1] - 0.5) / sigma)
     assert not devices(fixed).stochastic
+    negative = devices(deploy(wide(value=-0.5), PCM("1 day", **options), seed=3)).variance
+    assert torch.allclose(negative[1], f64(sigma**2).expand(20_000))
 
 
 def test_the_uses_of_randomness_are_independent():
@@ -194,6 +215,22 @@ def test_compensation_scales_the_read_noise_as_well():
     factor = devices(chip).weight.norm() / devices(none).weight.norm()
     assert factor > 1.2
     assert torch.allclose(devices(chip).variance, devices(none).variance * factor**2, rtol=1e-3)
+
+
+def test_before_drift_there_is_nothing_to_compensate_and_nothing_to_read():
+    layer = dense(20, 10)
+    none, compensated = (deploy(layer, PCM(0.0, c), seed=1) for c in ("none", "column"))
+    assert torch.equal(devices(none).weight, devices(compensated).weight)
+    assert not torch.allclose(devices(none).weight, layer[0].weight)
+    assert not is_stochastic(none)
+
+
+def test_a_pattern_is_not_that_of_the_calibration_reads():
+    """Else the mean magnitude would be restored to the last bit, noise and all."""
+    layer = dense(20, 10)
+    chip, start = (deploy(layer, PCM(t, drawn="chip"), seed=1) for t in ("1 day", 0.0))
+    ratio = devices(chip).weight.abs().sum() / devices(start).weight.abs().sum()
+    assert 1e-4 < abs(ratio - 1) < 0.1
 
 
 def test_calibration_reads_are_noisy():

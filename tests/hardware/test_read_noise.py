@@ -150,6 +150,7 @@ def test_the_input_gradient_is_exact_for_the_noise_drawn(drawn):
 
     x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(logits, (x,))
+    assert torch.equal(logits(x), logits(x.detach()))  # a value does not depend on gradients
 
 
 def test_an_input_of_zeros_has_no_noise_and_a_finite_gradient():
@@ -179,6 +180,9 @@ def test_a_second_array_is_refused():
             return plain(array, self)
 
     model = nn.Sequential(nn.Linear(4, 3))
-    with pytest.raises(TypeError, match="Second cannot be programmed into a NoisyArray: in a Chain, put it before"):
+    with pytest.raises(
+        TypeError,
+        match="Second programs plain weights, and a backend before it in the Chain has made a NoisyArray of the layer",
+    ):
         deploy(model, Chain(Noisy(), Second()), seed=0)
     deploy(model, Chain(GaussianNoise(additive=0.1), Second(), Noisy()), seed=0)

@@ -144,7 +144,7 @@ class Crossbar(Backend):
         if self.variation or self.stuck_on or self.stuck_off:
             self.drawn = "chip"
         if self.dac_bits is not None or self.adc_bits is not None:
-            self.gradient = "straight-through"  # type: ignore[misc]
+            self.gradient = "straight-through"
         if self.ir_drop and padding == "off":  # disconnected cells are not solved
             demand_memory(self.rows, self.columns)
 

@@ -24,7 +24,7 @@ CHUNK = 24 << 20
 class Wires:
     r"""Resistances of the wires of a tile, in ohms, all above zero.
 
-    The defaults are the setting of many papers on crossbars as they were remembered, not verified: give your own.
+    The defaults, those of :class:`~snnrobust.hardware.Crossbar`, are round numbers and no published device: give your own.
 
     Args:
         driver: Between the source of a word line and its node in the first column.
@@ -33,10 +33,10 @@ class Wires:
         sense: Between the node of a bit line in the last row and virtual ground.
     """
 
-    driver: float = 1000.0
-    row: float = 5.0
-    column: float = 10.0
-    sense: float = 1000.0
+    driver: float = 10.0
+    row: float = 1.0
+    column: float = 1.0
+    sense: float = 10.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

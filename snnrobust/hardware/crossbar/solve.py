@@ -189,7 +189,7 @@ def _bar(tiles: Tensor, visible: bool) -> Iterator[Callable[[int], None]]:
     total, rows, columns = tiles.shape
     console, began = Console(stderr=True), time.perf_counter()
     bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*bars, console=console, transient=True, disable=not (visible and console.is_terminal))
+    progress, visible = Progress(*bars, console=console, transient=True), visible and console.is_terminal
     task = progress.add_task(f"IR drop of {total} tiles of {rows} x {columns}", total=total)
     shown = False
 
@@ -198,14 +198,14 @@ def _bar(tiles: Tensor, visible: bool) -> Iterator[Callable[[int], None]]:
         progress.advance(task, done)
         ready = progress.tasks[0].completed
         expected = (time.perf_counter() - began) * total / ready
-        if not shown and ready < total and expected > LONG:
+        if visible and not shown and ready < total and expected > LONG:
             shown = True
-            if not progress.disable:
-                size = 2 * tiles.numel() * tiles.element_size() / 1e6
-                console.print(f"IR drop: {total} tiles, about {expected:.0f} s and {size:.0f} MB", highlight=False)
+            size = 2 * tiles.numel() * tiles.element_size() / 1e6
+            console.print(f"IR drop: {total} tiles, about {expected:.0f} s and {size:.0f} MB", highlight=False)
             progress.start()
 
     try:
         yield advance
     finally:
-        progress.stop()
+        if shown:
+            progress.stop()

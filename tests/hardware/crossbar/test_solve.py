@@ -199,3 +199,19 @@ def test_errors_of_the_solver_come_through(monkeypatch):
 
 def test_nothing_to_solve():
     assert solve.solve(some(0, 2, 2), WIRES).shape == (0, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "progress", "long"), [(True, True, 0.0), (True, True, 99.0), (True, False, 0.0), (False, True, 0.0)]
+)
+def test_a_bar_where_it_takes_long_and_someone_watches(solver, monkeypatch, capsys, terminal, progress, long):
+    monkeypatch.setattr(solve, "LONG", long)
+    monkeypatch.setenv("FORCE_COLOR" if terminal else "NO_COLOR", "1")
+    solve.solve(some(8, 6, 7), WIRES, progress=progress)
+    text = capsys.readouterr()
+    assert text.out == ""
+    if terminal and progress and long == 0:
+        assert "IR drop: 8 tiles, about 0 s and 0 MB" in text.err
+        assert "IR drop of 8 tiles of 6 x 7" in text.err
+    else:
+        assert text.err == ""

@@ -5,7 +5,7 @@ from torch import nn
 
 from snnrobust.draws import draws, is_stochastic
 from snnrobust.encoders import Poisson
-from snnrobust.hardware import deploy
+from snnrobust.hardware import Chain, deploy
 from snnrobust.hardware.bits import store
 from snnrobust.hardware.faults import BitErrors
 from snnrobust.models import Conv, Dense, Pool, ordinary, spiking
@@ -88,28 +88,32 @@ def test_when_they_are_drawn(model, x, drawn, forwards_equal):
 
 @pytest.mark.parametrize("drawn", ["inference", "step"])
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_each_sample_reads_its_own_bits(drawn, per_channel):
-    """The layer by hand: for each sample (and step) another weight, the same in a part of the batch."""
-    model = spiking((Dense(6),), (1, 4, 4), 3, Poisson(4), LIF(threshold=0.1), norm="none").eval()
-    chip = deploy(model, BitErrors(0.05, drawn=drawn, per_channel=per_channel), seed=0)
-    (layer,) = [m for m in chip.modules() if type(m).__name__ == "DeployedLayer"][:1]
-    ids, seen = torch.tensor([4, 9, 2]), torch.eye(16)
-    with draws(chip, 1, ids):
-        weights = torch.stack([layer(seen[k].expand(4, 3, 16)) for k in range(16)], -1) - (
-            0 if layer.bias is None else layer.bias[:, None]
-        )
+def test_flips_come_and_go_for_all_samples_at_once(drawn, per_channel):
+    """The weight of each step, read column by column: that of all samples, whatever the batch."""
+    model = nn.Sequential(nn.Linear(16, 6))
+    layer = deploy(model, BitErrors(0.05, drawn=drawn, per_channel=per_channel), seed=0)[0].layer
+    seen = torch.eye(16)
+    with draws(layer, 1, torch.tensor([4, 9, 2])):
+        weights = torch.stack([layer(seen[k].expand(4, 3, 16)) for k in range(16)], -1) - layer.bias[:, None]
     assert torch.allclose(weights[0], weights[1]) == (drawn == "inference")
-    assert not torch.allclose(weights[:, 0], weights[:, 1])
-    with draws(chip, 1, ids[1:]):
-        part = layer(torch.rand(4, 2, 16, generator=torch.Generator().manual_seed(0)))
-    whole = torch.cat([torch.zeros(4, 1, 16), torch.rand(4, 2, 16, generator=torch.Generator().manual_seed(0))], 1)
-    with draws(chip, 1, ids):
-        assert torch.equal(layer(whole)[:, 1:], part)
-        state, each = layer.initial_state(whole[0]), []
-        for x_t in whole:
+    assert torch.allclose(weights[:, 0], weights[:, 1])
+    stored = store(model[0].weight.detach(), axis=0 if per_channel else None)
+    flips = (weights[:, 0].double() / stored.step - stored.codes.double()).round() != 0
+    count = flips.sum() if drawn == "step" else flips[0].sum()
+    trials = 96 * (4 if drawn == "step" else 1)
+    assert stats.binomtest(int(count), trials, 1 - 0.95**8).pvalue > 1e-3
+    x = torch.rand(4, 3, 16)
+    with draws(layer, 1):
+        whole, part = layer(x), layer(x[:, 1:])
+        state, each = layer.initial_state(x[0]), []
+        for x_t in x:
             y, state = layer.step(x_t, state)
             each.append(y)
-        assert torch.allclose(torch.stack(each), layer(whole), atol=1e-6)
+        first, middle = layer.advance(x[:2], layer.initial_state(x[0]))
+        second, _ = layer.advance(x[2:], middle)
+    torch.testing.assert_close(whole[:, 1:], part)
+    torch.testing.assert_close(torch.stack(each), whole)
+    torch.testing.assert_close(torch.cat([first, second]), whole)
 
 
 def test_the_gradient_is_that_of_the_weights_that_were_read():
@@ -139,4 +143,6 @@ def test_errors_name_the_remedy():
     layer.weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         deploy(nn.Sequential(layer), BitErrors(0.1), seed=0)
+    with pytest.raises(TypeError, match=r"BitErrors stores the weights themselves, got .*StoredArray"):
+        deploy(nn.Sequential(nn.Linear(2, 2)), Chain(BitErrors(0.1), BitErrors(0.1)), seed=0)
     assert repr(BitErrors(0.1, 4)) == "BitErrors(rate=0.1, bits=4, drawn='chip')"

@@ -130,6 +130,23 @@ def test_each_neuron_has_its_own_constants(case):
     assert (torch.stack(each) == spikes).float().mean() > 0.995  # another order of rounding at the threshold
 
 
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        PLIF(PER_CHANNEL[:1] * 3, threshold=PER_CHANNEL),
+        LearnableThresholdLIF(0.5, PER_CHANNEL),
+        LearnableThresholdLIF(0.5, PER_CHANNEL, features=3, learn_decay=True),
+        CuBaLIF(0.3, 0.5, PER_CHANNEL),
+        ALIF(0.5, PER_CHANNEL),
+    ],
+)
+def test_a_chip_varies_all_kinds_alike_learnt_or_not(neuron):
+    variation = NeuronVariation(0.2, 0.3)
+    of_lif, found = (constants(on_chip(variation, n, seed=4), SHAPE) for n in (LIF(0.5, PER_CHANNEL), neuron))
+    for mine, theirs in zip(found, of_lif, strict=True):
+        torch.testing.assert_close(mine, theirs.to(mine.dtype), rtol=1e-6, atol=0)
+
+
 def test_channels_keep_their_nominal_values():
     varied = on_chip(NeuronVariation(threshold=1e-3), LIF([0.7, 0.8, 0.9], PER_CHANNEL))
     threshold, decay = constants(varied, SHAPE)
