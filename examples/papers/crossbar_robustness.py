@@ -277,18 +277,19 @@ class Study:
 
         self.cell(f"{kind}-{seed}-{size}-noisy-{craft}", make)
 
-    def suite(self, kind: str, seed: int, size: int) -> None:
+    def suite(self, kind: str, seed: int, size: int, gain: str) -> None:
+        """The standard suite on the ideal model and on a chip."""
         n = self.s.suite
 
         def make() -> dict[str, Any]:
             model = self.model(kind, seed)
             found = {}
-            for name, victim in (("ideal", model), ("chip", self.chip(model, size, "BatchNorm"))):
+            for name, victim in (("ideal", model), ("chip", self.chip(model, size, gain))):
                 x = standard(self.threat)(victim, self.x[:n], self.y[:n], seed=seed)
                 found[name] = self.right(victim, x)
             return found
 
-        self.cell(f"{kind}-{seed}-{size}-suite", make)
+        self.cell(f"{kind}-{seed}-{size}-{gain}-suite", make)
 
     def over_time(self, T: int, seed: int, size: int) -> None:
         """Clean accuracy and error of the logits with more reads of the same chip."""
@@ -308,6 +309,15 @@ class Study:
 
         self.cell(f"{T}-{seed}-{size}-time", make)
 
+    def over_time_ideal(self, T: int, seed: int) -> None:
+        """The control: the ideal model, its BatchNorm fitted to the same images."""
+
+        def make() -> dict[str, Any]:
+            again = recalibrate(self.model(str(T), seed), self.fitting, seed=CHIP)
+            return {"accuracy": _accuracy(self.logits(again, self.many[0]), self.many[1])}
+
+        self.cell(f"{T}-{seed}-0-time", make)
+
     def run(self, parts: list[str]) -> None:
         spiking, largest = str(STEPS), self.s.sizes[-1]
         seeds = range(self.s.seeds)
@@ -325,7 +335,8 @@ class Study:
                 for n in self.s.spiking_sizes
                 for g in ("none", "BatchNorm")
             ],
-            "time": [lambda i=i, T=T: self.over_time(T, i, largest) for T in self.s.time_steps for i in seeds],
+            "time": [lambda i=i, T=T: self.over_time(T, i, largest) for T in self.s.time_steps for i in seeds]
+            + [lambda i=i, T=T: self.over_time_ideal(T, i) for T in self.s.time_steps for i in seeds],
             "dlr": [
                 lambda k=k, i=i, n=n, g=g: self.scale_free(k, i, n, g)
                 for k, sizes, gains in (
@@ -335,7 +346,8 @@ class Study:
                 for i in seeds
                 for n, g in [(None, ""), (0, "BatchNorm"), *((n, g) for n in sizes for g in gains)]
             ],
-            "suite": [lambda: self.suite("ANN", 0, largest)],
+            "suite": [lambda i=i: self.suite("ANN", i, largest, "BatchNorm") for i in seeds]
+            + [lambda: self.suite(spiking, 0, self.s.spiking_sizes[0], "none")],
         }
         for part in parts or plan:
             for step in plan[part]:
@@ -357,9 +369,11 @@ def percent(values: Any) -> str:
 
 
 def points(a: Any, b: Any) -> str:
-    a, b = np.asarray(a).mean(0), np.asarray(b).mean(0)
-    low, high = paired_interval(a, b)
-    return f"{100 * (a - b).mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    """Difference of means, with an interval over images, and for each seed."""
+    a, b = np.asarray(a), np.asarray(b)
+    low, high = paired_interval(a.mean(0), b.mean(0))
+    seeds = ", ".join(f"{100 * d:+.1f}" for d in (a - b).mean(1))
+    return f"{100 * (a - b).mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] ({seeds})"
 
 
 def table(rows: list[list[str]]) -> str:
@@ -461,13 +475,15 @@ def noises(study: Study, kind: str) -> str:
 def times(study: Study) -> str:
     size = study.s.sizes[-1]
     columns = [*GAINS, "read noise"]
-    rows = [["T", "ideal", *columns, "error of logits: BatchNorm", "with read noise", "seeds"]]
+    rows = [["T", "ideal", "ideal, BatchNorm", *columns, "lost of the latter to BatchNorm, points", "seeds"]]
     for T in study.s.time_steps:
-        found = gathered(study, f"{T}-{{seed}}-{size}-time")
-        if found:
-            cells = [_spread([100 * f[k] for f in found]) for k in ("ideal", *columns)]
-            errors = [_spread([f[f"{k}, error"] for f in found], 2) for k in ("BatchNorm", "read noise")]
-            rows.append([str(T), *cells, *errors, str(len(found))])
+        found, control = (gathered(study, f"{T}-{{seed}}-{n}-time") for n in (size, 0))
+        if found and len(control) == len(found):
+            fitted = [c["accuracy"] for c in control]
+            cells = [_spread([100 * f[k] for f in found]) for k in columns]
+            lost = [100 * (c - f["BatchNorm"]) for c, f in zip(fitted, found, strict=True)]
+            cells = [*(_spread([100 * v for v in each]) for each in ([f["ideal"] for f in found], fitted)), *cells]
+            rows.append([str(T), *cells, _spread(lost), str(len(found))])
     return table(rows) if len(rows) > 1 else ""
 
 
@@ -476,11 +492,14 @@ def _spread(values: list[float], digits: int = 1) -> str:
 
 
 def suites(study: Study) -> str:
-    found = study.done(f"ANN-0-{study.s.sizes[-1]}-suite")
-    if found is None:
-        return ""
-    rows = [["victim", "accuracy"], *([name, percent([found[name]])] for name in ("ideal", "chip"))]
-    return table(rows)
+    rows = [["network", "chip", "ideal model", "chip under the suite", "gain, points", "seeds"]]
+    for kind, size, gain in (("ANN", study.s.sizes[-1], "BatchNorm"), (str(STEPS), study.s.spiking_sizes[0], "none")):
+        found = gathered(study, f"{kind}-{{seed}}-{size}-{gain}-suite")
+        if found:
+            ideal, chip = ([f[k] for f in found] for k in ("ideal", "chip"))
+            name = kind if kind == "ANN" else f"SNN, T = {kind}"
+            rows.append([name, f"{size}, {gain}", percent(ideal), percent(chip), points(chip, ideal), str(len(found))])
+    return table(rows) if len(rows) > 1 else ""
 
 
 def draw(study: Study, kind: str, path: Path) -> None:
@@ -490,20 +509,29 @@ def draw(study: Study, kind: str, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     base = gathered(study, f"{kind}-{{seed}}-ideal")
+    of_base = worst(base, gathered(study, f"{kind}-{{seed}}-ideal-dlr"), ("chip",))
+    labels = {
+        "clean": ("clean", "0.5"),
+        "software": ("crafted on the ideal model", "tab:blue"),
+        "chip": ("crafted on the chip", "tab:orange"),
+        "strongest": ("strongest of all", "tab:red"),
+    }
     figure, axes = plt.subplots(1, len(GAINS), figsize=(3 * len(GAINS), 3.2), sharey=True, layout="constrained")
     for axis, gain in zip(axes, GAINS, strict=True):
-        for what, colour in (("clean", "0.5"), ("software", "tab:blue"), ("chip", "tab:red")):
+        for what, (label, colour) in labels.items():
             sizes, means = [], []
             for size in study.s.sizes:
-                found = gathered(study, f"{kind}-{{seed}}-{size}-{gain}")
-                if found:
+                name = f"{kind}-{{seed}}-{size}-{gain}"
+                found = gathered(study, name)
+                values = [f[what] for f in found] if what != "strongest" else []
+                if what == "strongest":
+                    values = worst(found, gathered(study, f"{name}-dlr"), ("software", "chip"))
+                if values:
                     sizes.append(size)
-                    means.append(100 * float(np.mean([f[what] for f in found])))
-            label = {"clean": "clean", "software": "crafted on the ideal model", "chip": "crafted on the chip"}[what]
+                    means.append(100 * float(np.mean(values)))
             axis.plot(sizes, means, "o-", color=colour, label=label)
-        axis.axhline(
-            100 * float(np.mean([b["chip"] for b in base])), color="k", ls=":", label="ideal model under attack"
-        )
+        if of_base:
+            axis.axhline(100 * float(np.mean(of_base)), color="k", ls=":", label="ideal model, strongest of its own")
         axis.set(title=f"calibration: {gain}", xlabel="tile", xticks=study.s.sizes, ylim=(0, 100))
     axes[0].set_ylabel("accuracy, %")
     axes[-1].legend(fontsize=7)
