@@ -69,5 +69,7 @@ def test_the_example_runs(tmp_path: Path) -> None:
     for name in re.findall(r"`([^`]+)`", " ".join(listed)):
         # here no model that is trained is changed afterwards, and BPTT neither converts nor learns anything beside the model
         if not any(part in name for part in ("trained", "conversion", "learnt")):
-            assert name.replace("NAME", "snn").rstrip("/") in found, name
+            assert name.replace("NAME", "snn").replace("MODEL--CHIP", "snn--4-bits-and-noisy").rstrip("/") in found, (
+                name
+            )
     assert json.loads((tmp_path / "run" / "configuration.json").read_text())["models"][2]["name"] == "ANN"

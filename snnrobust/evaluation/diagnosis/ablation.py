@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from snnrobust.evaluation.diagnosis.alive import dead_share
 from snnrobust.evaluation.diagnosis.check import Check, not_run
 from snnrobust.evaluation.diagnosis.comparison import compared
 from snnrobust.evaluation.diagnosis.subject import SWEEP_EOT, Subject, innermost
-from snnrobust.hardware import Backend
+from snnrobust.hardware import Array, Backend
 
 __all__ = ["Frozen", "NoiseOff", "encoder", "noise_ablation"]
 
@@ -104,7 +104,7 @@ class Frozen(Around):
 
 @dataclass(frozen=True)
 class NoiseOff(Around):
-    """``source`` on a chip whose backends draw zeros."""
+    """``source`` on a chip whose reads and products are without noise; what it stores stays as it is."""
 
     source: GradientSource
 
@@ -115,14 +115,18 @@ class NoiseOff(Around):
 
 @contextmanager
 def _silenced(model: nn.Module) -> Iterator[None]:
-    def zeros(shape: Any, start: int = 0, device: torch.device | None = None) -> Tensor:
-        return torch.zeros(tuple(shape), device=device)
-
-    noisy = [m for m in model.modules() if isinstance(m, Backend) and m.stochastic]
+    noisy = [m for m in model.modules() if isinstance(m, Backend | Array) and m.stochastic]
     try:
         for m in noisy:
-            m.__dict__["normal"] = zeros
+            if isinstance(m, Backend):
+                m.__dict__["read"] = _as_it_is
+            else:
+                m.__dict__["product"] = partial(Array.product, m)
         yield
     finally:
         for m in noisy:
-            m.__dict__.pop("normal", None)
+            m.__dict__.pop("read" if isinstance(m, Backend) else "product", None)
+
+
+def _as_it_is(y: Tensor, start: int) -> Tensor:
+    return y

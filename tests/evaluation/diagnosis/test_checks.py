@@ -353,11 +353,12 @@ def test_an_encoder_that_cuts_the_gradient_is_named() -> None:
     assert check.status == "failed"
 
 
-def test_noise_that_is_frozen_or_off() -> None:
+@pytest.mark.parametrize(
+    "backend", [hardware.GaussianNoise(additive=0.2), hardware.PCM("1 year", programming_noise=False, drift=False)]
+)
+def test_noise_that_is_frozen_or_off(backend: hardware.Backend) -> None:
     with keyed(0):
-        chip = hardware.deploy(
-            nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), hardware.GaussianNoise(additive=0.2), seed=0
-        )
+        chip = hardware.deploy(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), backend, seed=0)
     s = subject(chip, EOT(2), draws=8)
     check = one(ablation.noise_ablation(s))
     assert check.status == "passed"
