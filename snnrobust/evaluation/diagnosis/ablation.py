@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snnrobust import checks
-from snnrobust.attacks import BPDA, EOT, PGD, Backprop, GradientSource
+from snnrobust.attacks import BPDA, EOT, PGD, Backprop, Frozen, GradientSource
 from snnrobust.attacks.gradient import Around
 from snnrobust.attacks.losses import Loss
 from snnrobust.draws import Stream, derive, draws
@@ -22,7 +22,7 @@ from snnrobust.evaluation.diagnosis.comparison import compared
 from snnrobust.evaluation.diagnosis.subject import SWEEP_EOT, Subject, innermost
 from snnrobust.hardware import Array, Backend
 
-__all__ = ["Frozen", "NoiseOff", "encoder", "noise_ablation"]
+__all__ = ["NoiseOff", "encoder", "noise_ablation"]
 
 FROZEN = derive(0, "frozen noise")
 """The key of all draws of an attack on frozen noise."""
@@ -68,7 +68,7 @@ def noise_ablation(s: Subject) -> list[Check]:
     inner = s.gradient.source if isinstance(s.gradient, EOT) else s.gradient
     count = s.gradient.samples if isinstance(s.gradient, EOT) else 1
     attacks = {
-        "frozen noise": PGD(s.threat, steps=20, gradient=Frozen(inner)),
+        "frozen noise": PGD(s.threat, steps=20, gradient=Frozen(inner, FROZEN)),
         f"EOT({4 * count}), 10 steps": PGD(s.threat, steps=10, gradient=EOT(4 * count, inner)),
     }
     if any(isinstance(m, Backend) and m.stochastic for m in s.model.modules()):
@@ -90,16 +90,6 @@ def _on_its_own_draw(s: Subject) -> float:
     _, x_adv = s.stored["frozen noise"]
     with torch.no_grad(), draws(s.model, FROZEN, s.ids):
         return float((checks.call(s.model, x_adv, s.y).argmax(1) == s.y).double().mean())
-
-
-@dataclass(frozen=True)
-class Frozen(Around):
-    """``source`` under the same draws at every step."""
-
-    source: GradientSource
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss, stream: Stream) -> tuple[Tensor, Tensor]:
-        return self.source(model, x, y, loss, Stream(FROZEN, stream.sample_ids))
 
 
 @dataclass(frozen=True)

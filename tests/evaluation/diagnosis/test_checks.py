@@ -364,8 +364,6 @@ def test_noise_that_is_frozen_or_off(backend: hardware.Backend) -> None:
     assert check.status == "passed"
     assert "noise of the hardware off" in check.found
     stream = s.stream("a")
-    frozen = [ablation.Frozen(Backprop())(chip, X, s.y, lambda z, y: z[:, 0], stream.fork(i))[1] for i in (0, 1)]
-    assert torch.equal(*frozen)
     _, silent = ablation.NoiseOff(Backprop())(chip, X, s.y, lambda z, y: z[:, 0], stream)
     layer = chip[1].layer  # type: ignore[index, union-attr]
     torch.testing.assert_close(silent, X.flatten(1) @ layer.array.weight.T + layer.bias)
