@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from snnrobust.defenses import Voting
 from snnrobust.encoders import (
     ENCODERS,
     Delta,
@@ -49,6 +50,7 @@ from snnrobust.neurons.surrogate import SURROGATES, ATan, FastSigmoid, Sigmoid, 
 from snnrobust.temporal import Temporal
 
 CASES = [
+    Voting(nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)), votes=3, rule="mean_logits"),
     nn.Linear(3, 2), nn.Linear(3, 2, bias=False),
     nn.Conv1d(2, 4, 3, stride=2, dilation=2), nn.Conv2d(2, 4, (3, 1), padding="same", groups=2, bias=False),
     nn.Conv2d(2, 4, 3, padding=(1, 0), padding_mode="reflect"), nn.Conv3d(2, 4, 3),
