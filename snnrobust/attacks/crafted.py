@@ -12,6 +12,7 @@ from snnrobust import checks
 from snnrobust.attacks.attack import Attack
 from snnrobust.attacks.gradient import EOT
 from snnrobust.attacks.gradient_frozen import Frozen
+from snnrobust.attacks.gradient_mixed import Mixed
 from snnrobust.attacks.gradient_transfer import FromModel
 from snnrobust.attacks.random_noise import RandomNoise, RandomSign
 from snnrobust.attacks.transfer import Transfer
@@ -57,8 +58,6 @@ def crafted(attack: Attack, craft: Craft, ideal: nn.Module | None = None, draws:
     if craft == "frozen":
         source: Any = Frozen(inner)
     elif craft == "eot":
-        if isinstance(inner, Frozen):
-            raise TypeError("craft='eot' averages fresh draws, which a Frozen gradient does not take: leave Frozen out")
         source = EOT(draws, inner)
     else:
         source = FromModel(cast(nn.Module, ideal), inner)
@@ -70,9 +69,16 @@ def asks_the_chip(attack: Attack) -> bool:
     that takes its gradient elsewhere."""
     if isinstance(attack, Transfer | RandomNoise | RandomSign):
         return False
-    source = getattr(attack, "gradient", None)
-    while source is not None:
-        if isinstance(source, FromModel):
-            return False
-        source = getattr(source, "source", None)
-    return True
+    inner = getattr(attack, "attack", None)
+    if isinstance(inner, Attack):  # of MinimalNorm
+        return asks_the_chip(inner)
+    return _asks(getattr(attack, "gradient", None))
+
+
+def _asks(source: object) -> bool:
+    if isinstance(source, FromModel):
+        return False
+    if isinstance(source, Mixed):
+        return any(map(_asks, source.sources))
+    inner = getattr(source, "source", None)
+    return inner is None or _asks(inner)

@@ -182,6 +182,11 @@ class EOT(Around):
 
     def __post_init__(self) -> None:
         checks.count("samples", self.samples)
+        inner: object = self.source
+        while inner is not None:
+            if getattr(inner, "freezes", False):
+                raise ValueError("EOT averages fresh draws, which a Frozen source does not take: write Frozen(EOT(n))")
+            inner = getattr(inner, "source", None)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss, stream: Stream) -> tuple[Tensor, Tensor]:
         gradient, logits = self.source(model, x, y, loss, stream.fork("eot", 0))

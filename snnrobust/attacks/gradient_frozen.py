@@ -29,6 +29,7 @@ class Frozen(Around):
     """
 
     spiking: ClassVar[bool] = False
+    freezes: ClassVar[bool] = True
 
     source: GradientSource = field(default_factory=Backprop)
     key: int | None = None
@@ -49,6 +50,8 @@ class Frozen(Around):
 @dataclass(frozen=True)
 class _Run:
     """Within one run of an attack: the key of its first call."""
+
+    freezes: ClassVar[bool] = True
 
     source: GradientSource
     first: list[int]

@@ -12,6 +12,8 @@ from snnrobust.attacks import (
     FromModel,
     Frozen,
     Linf,
+    MinimalNorm,
+    Mixed,
     RandomSign,
     Square,
     Transfer,
@@ -85,6 +87,10 @@ def test_who_asks_the_chip(setting):
     assert asks_the_chip(Square(THREAT))
     assert not asks_the_chip(RandomSign(THREAT))
     assert not asks_the_chip(PGD(THREAT, gradient=EOT(2, FromModel(ideal))))
+    assert not asks_the_chip(PGD(THREAT, gradient=Mixed((FromModel(ideal), EOT(2, FromModel(ideal))))))
+    assert asks_the_chip(PGD(THREAT, gradient=Mixed((FromModel(ideal), Backprop()))))
+    assert not asks_the_chip(MinimalNorm(crafted(attack, "software", ideal)))
+    assert asks_the_chip(MinimalNorm(attack))
 
 
 def test_a_chip_that_nobody_attacked_is_noted_and_never_called_robust(setting):
@@ -110,7 +116,8 @@ def test_what_cannot_be_crafted_is_named(setting):
         crafted(FGSM(THREAT), "software")
     with pytest.raises(TypeError, match="Square uses no gradient that craft='eot' could change"):
         crafted(Square(THREAT), "eot")
-    with pytest.raises(TypeError, match="averages fresh draws"):
-        crafted(PGD(THREAT, gradient=Frozen()), "eot")
+    for frozen in (Frozen(), Frozen(EOT(2)), begin(Frozen())):
+        with pytest.raises(ValueError, match="EOT averages fresh draws"):
+            crafted(PGD(THREAT, gradient=frozen), "eot")
     with pytest.raises(TypeError, match="attack must be an attack"):
         crafted("FGSM", "eot")
