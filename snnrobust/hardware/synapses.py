@@ -13,10 +13,39 @@ from snnrobust.hardware.operation import Operation
 from snnrobust.kernels.layout import for_convolution
 from snnrobust.temporal import State, Temporal
 
-__all__ = ["AfterNorm", "DeployedLayer", "WithoutTime", "imprint", "is_after", "reads_after", "reads_before"]
+__all__ = [
+    "AfterNorm",
+    "Counting",
+    "DeployedLayer",
+    "WithoutTime",
+    "imprint",
+    "is_after",
+    "reads_after",
+    "reads_before",
+]
 
 
-class DeployedLayer(Temporal):
+class Counting(Temporal):
+    """A layer without memory whose draws depend on the time step: its state is that number."""
+
+    def initial_state(self, x_t: Tensor) -> int:
+        return 0
+
+    def step(self, x_t: Tensor, state: int) -> tuple[Tensor, int]:
+        return self._run(x_t[None], state)[0], state + 1
+
+    def advance(self, x: Tensor, state: int) -> tuple[Tensor, int]:
+        return self._run(x, state, whole=True), state + x.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._run(x, 0, whole=True)
+
+    def _run(self, x: Tensor, start: int, whole: bool = False) -> Tensor:
+        """``[T, B, *] -> [T, B, *]`` from the time step ``start`` on; ``whole`` where a sequence is run at once."""
+        raise NotImplementedError
+
+
+class DeployedLayer(Counting):
     """A synaptic layer on a chip, ``[T, B, *] -> [T, B, *]``: drive, product, read.
 
     Args:
@@ -38,18 +67,6 @@ class DeployedLayer(Temporal):
         with draws(backend, key), torch.no_grad():
             self.array = backend.program(Array(weight, operation))
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-
-    def initial_state(self, x_t: Tensor) -> int:
-        return 0
-
-    def step(self, x_t: Tensor, state: int) -> tuple[Tensor, int]:
-        return self._run(x_t[None], state)[0], state + 1
-
-    def advance(self, x: Tensor, state: int) -> tuple[Tensor, int]:
-        return self._run(x, state, whole=True), state + x.shape[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._run(x, 0, whole=True)
 
     def _run(self, x: Tensor, start: int, whole: bool = False) -> Tensor:
         if x.dim() < 3 or x.shape[self.axis] != self.inputs:  # a tile would fill up what is missing

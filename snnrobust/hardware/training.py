@@ -18,6 +18,7 @@ from snnrobust.hardware.operation import Operation
 from snnrobust.hardware.recurrent import Product, TorchSignature, Unrolled
 from snnrobust.hardware.synapses import (
     AfterNorm,
+    Counting,
     WithoutTime,
     channels_last,
     imprint,
@@ -32,7 +33,7 @@ __all__ = ["demand_learnable", "on_chips"]
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-class LearningLayer(Temporal):
+class LearningLayer(Counting):
     """A product whose forward pass is that of a chip, ``[T, B, *] -> [T, B, *]``; in eval mode it is the layer's alone.
 
     The gradient passes :meth:`Backend.program` straight through to the layer's weight.
@@ -58,18 +59,6 @@ class LearningLayer(Temporal):
         with draws(self.backend, key), torch.no_grad():
             self.array = self.backend.program(Array(self._parameters_now()[0], self.operation))
         _forget(self.array)
-
-    def initial_state(self, x_t: Tensor) -> int:
-        return 0
-
-    def step(self, x_t: Tensor, state: int) -> tuple[Tensor, int]:
-        return self._run(x_t[None], state)[0], state + 1
-
-    def advance(self, x: Tensor, state: int) -> tuple[Tensor, int]:
-        return self._run(x, state, whole=True), state + x.shape[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._run(x, 0, whole=True)
 
     def _run(self, x: Tensor, start: int, whole: bool = False) -> Tensor:
         planar = whole and self.operation.planar

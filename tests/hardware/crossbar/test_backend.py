@@ -8,36 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from snnrobust.draws import draws
-from snnrobust.encoders import Direct
 from snnrobust.hardware import BACKENDS, Array, Chain, Crossbar, GaussianNoise, Operation, deploy, fleet, on_chips
 from snnrobust.hardware.crossbar import backend as crossbar_backend
 from snnrobust.hardware.crossbar.nodal import effective_conductance
-from snnrobust.models import Conv, Dense, Pool, ordinary, spiking
-from snnrobust.neurons import LIF
 from snnrobust.quantization import Uniform, uniform
-
-ARCHITECTURE = (Conv(4), Pool(), Dense(6))
-MODELS = {
-    "ann": lambda: ordinary(ARCHITECTURE, (1, 4, 4), 3),
-    "snn": lambda: spiking(ARCHITECTURE, (1, 4, 4), 3, Direct(4), LIF(threshold=0.1)),
-}
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("SNNROBUST_CACHE", str(tmp_path))
-
-
-@pytest.fixture(params=list(MODELS))
-def model(request):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return MODELS[request.param]().eval()
-
-
-@pytest.fixture
-def x():
-    return torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
 def linear(weight):
