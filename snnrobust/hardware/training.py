@@ -177,7 +177,7 @@ def on_chips(model: nn.Module, backend: Backend) -> Iterator[Callable[[int], Non
             for path, buffer in own.named_buffers(recurse=False):
                 seat.register_buffer(path, buffer, path not in own._non_persistent_buffers_set)
         if parametrize.is_parametrized(own):  # what a quantized weight is computed from keeps its name too
-            seat.add_module("parametrizations", own.parametrizations)
+            seat.add_module("parametrizations", own.get_submodule("parametrizations"))
         placed.append((name, own, seat))
         learners[name] = make
         swap(model, name, seat.train(own.training))

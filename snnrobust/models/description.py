@@ -106,7 +106,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
 
 def _describe_quantized(layer: nn.Module) -> dict[str, Any]:
     quantizer = weight_quantizer(layer)
-    if quantizer is None or list(layer.parametrizations) != ["weight"] or len(layer.parametrizations["weight"]) != 1:  # type: ignore[arg-type, union-attr, index]
+    if quantizer is None or list(layer.parametrizations) != ["weight"] or len(layer.parametrizations["weight"]) != 1:  # type: ignore[arg-type, index]
         raise TypeError(
             f"{type(layer).__name__} cannot be described: of parametrizations, quantized weights alone are known. Make others "
             "permanent by parametrize.remove_parametrizations"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ class Levels(ABC):
     """
 
     bits: int
-    low: ClassVar[float] | float
-    high: ClassVar[float] | float
+    low: float
+    high: float
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -46,7 +46,8 @@ class Levels(ABC):
 
     def describe(self) -> dict[str, Any]:
         """The name and the arguments, as JSON has them."""
-        arguments = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}  # type: ignore[call-overload]
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # type: ignore[arg-type]
+        arguments = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
         return {"type": type(self).__name__, **arguments}
 
 
@@ -86,9 +87,9 @@ class Integer(Levels):
 class Ternary(Levels):
     """-1, 0 and 1. Ties go to 0, as they round to even."""
 
-    bits: ClassVar[int] = 2
-    low: ClassVar[float] = -1.0
-    high: ClassVar[float] = 1.0
+    bits: int = field(default=2, init=False)
+    low: float = field(default=-1.0, init=False)
+    high: float = field(default=1.0, init=False)
 
     def nearest(self, u: Tensor) -> Tensor:
         return u.round().clamp_(-1.0, 1.0)
@@ -101,9 +102,9 @@ class Ternary(Levels):
 class Binary(Levels):
     """-1 and 1; 0 goes to 1."""
 
-    bits: ClassVar[int] = 1
-    low: ClassVar[float] = -1.0
-    high: ClassVar[float] = 1.0
+    bits: int = field(default=1, init=False)
+    low: float = field(default=-1.0, init=False)
+    high: float = field(default=1.0, init=False)
 
     def nearest(self, u: Tensor) -> Tensor:
         q = torch.ones_like(u)
@@ -137,8 +138,8 @@ class PowerOfTwo(_Listed):
     """
 
     bits: int
-    low: ClassVar[float] = -1.0
-    high: ClassVar[float] = 1.0
+    low: float = field(default=-1.0, init=False)
+    high: float = field(default=1.0, init=False)
 
     def __post_init__(self) -> None:
         checked_bits(self.bits, 2, "a sign and at least one more")

@@ -202,7 +202,7 @@ def precision(model: nn.Module) -> dict[str, LayerPrecision]:
             before = m[0].recipe.bits
         elif isinstance(m, QuantizedMembrane) and last is not None:
             layer = found[last]
-            found[last] = LayerPrecision(layer.weights, layer.inputs, m.quantizer.recipe.bits, layer.count, layer.steps)  # type: ignore[union-attr]
+            found[last] = LayerPrecision(layer.weights, layer.inputs, m.quantizer.recipe.bits, layer.count, layer.steps)
         elif isinstance(m, SYNAPTIC):
             quantizer = weight_quantizer(m)
             weight = m.weight

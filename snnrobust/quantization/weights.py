@@ -84,5 +84,5 @@ def weight_quantizer(layer: nn.Module) -> WeightQuantizer | None:
     """That of ``layer``; None if its weight is not quantized."""
     if not parametrize.is_parametrized(layer, "weight"):
         return None
-    found = [p for p in layer.parametrizations["weight"] if isinstance(p, WeightQuantizer)]  # type: ignore[union-attr, index]
+    found = [p for p in layer.parametrizations["weight"] if isinstance(p, WeightQuantizer)]  # type: ignore[index]
     return found[-1] if found else None
