@@ -139,5 +139,7 @@ class PrecisionScalable:
 def _bits(name: str, value: int) -> int:
     """``value`` if it is a number of bits from 1 to 32."""
     if checks.count(name, value, hint="an unquantized value has 32") > FLOAT:
-        raise ValueError(f"{name} must be a number of bits from 1 to {FLOAT}, got {value}: an unquantized value has {FLOAT}")
+        raise ValueError(
+            f"{name} must be a number of bits from 1 to {FLOAT}, got {value}: an unquantized value has {FLOAT}"
+        )
     return value

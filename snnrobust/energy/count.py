@@ -42,7 +42,8 @@ def count_operations(model: nn.Module, x: Tensor, *, membranes: bool = False) ->
     Counted are ``nn.Linear``, ``nn.Conv*``, ``nn.LSTM/GRU/RNN`` and deployed layers (by their input before ``drive``), each at
     every step: see :meth:`Operations.hoisted`. A layer may be parametrized (``torch.nn.utils.parametrize``), as a quantized one
     is. Apart from them stand biases, the neurons' own operations, normalisations and encoders. Not counted are pooling, sums of
-    branches and the gates of recurrent layers. The model runs once, in eval mode, under the draws of its context; its modes are restored.
+    branches and the gates of recurrent layers. The model runs once, in eval mode, under the draws of its context; its
+    modes are restored.
 
     Args:
         model: A classifier; T is its encoder's. An ordinary network counts as one step. Or a temporal module, T from ``x``.

@@ -16,6 +16,9 @@ from snnrobust.energy.report import EnergyReport, Part
 __all__ = ["Precision", "estimate"]
 
 
+_METHODS = ("multiply", "add", "weight_access", "value_access", "membrane_access")
+
+
 class Precision(Protocol):
     """Bits of a layer, as :func:`snnrobust.quantization.precision` gives them; 32 is not quantized."""
 
@@ -52,8 +55,9 @@ def estimate(
     Args:
         operations: From :func:`~snnrobust.energy.count_operations`.
         costs: :class:`CMOS45`, :class:`PrecisionScalable`, or what has their methods.
-        bits: For each layer its bits of weights, inputs and membranes; a layer that is missing has 32 of each, floats. The membranes
-            are those of the neurons behind the layer; neurons may also be named themselves. ``precision(model)`` gives it.
+        bits: For each layer its bits of weights, inputs and membranes; a layer that is missing has 32 of each, floats.
+            Membranes are those of the neurons behind the layer, which may also be named themselves. ``precision(model)``
+            gives it.
         event_driven: Skip zero inputs. If not, every multiplication of the dense product is made, padding included.
         reuse: Read a weight once a step and sample at most, as if a memory without cost kept it; default is once for each
             operation. The two bound what a real device does.
@@ -64,12 +68,11 @@ def estimate(
     """
     if not isinstance(operations, Operations):
         raise TypeError(f"operations must come from count_operations(model, x), got {type(operations).__name__}")
-    missing = [m for m in ("multiply", "add", "weight_access", "value_access", "membrane_access") if not hasattr(costs, m)]
-    if missing or isinstance(costs, type):
+    if isinstance(costs, type) or not all(hasattr(costs, method) for method in _METHODS):
         raise TypeError(f"costs must be an instance such as CMOS45(), got {costs!r:.80}")
     checks.boolean("event_driven", event_driven)
     checks.boolean("reuse", reuse)
-    names = [one.name for one in (*operations.layers, *operations.neurons)]
+    names = [layer.name for layer in operations.layers] + [neuron.name for neuron in operations.neurons]
     widths = {}
     for name, value in (bits or {}).items():
         if name not in names:
@@ -90,7 +93,8 @@ def _widths(name: str, value: Precision | tuple[int, int, int]) -> tuple[int, in
     if not isinstance(value, tuple):
         if not all(hasattr(value, part) for part in ("weights", "inputs", "membranes")):
             raise TypeError(
-                f"bits[{name!r}] must be (weight bits, input bits, membrane bits) or an entry of precision(model), got {value!r:.80}"
+                f"bits[{name!r}] must be (weight bits, input bits, membrane bits) or an entry of precision(model), "
+                f"got {value!r:.80}"
             )
         value = (value.weights, value.inputs, value.membranes)
     elif len(value) != 3:

@@ -29,8 +29,8 @@ class NeuroBenchMetrics:
         effective_macs, effective_acs: Products of a nonzero input and a nonzero weight; accumulates where the inputs of the layer
             are all in {-1, 0, 1}.
         membrane_updates: Potentials that changed; at the first step all.
-        neuron_operations, neuron_dense: Updates times the operations of one: changed potentials, and all. None if a neuron is of a
-            type for which NeuroBench has no number.
+        neuron_operations, neuron_dense: Updates times the operations of one: changed potentials, and all. None if a neuron is
+            of a type for which NeuroBench has no number.
     """
 
     footprint: int
@@ -62,10 +62,10 @@ class NeuroBenchMetrics:
 def neurobench(model: nn.Module, x: Tensor) -> NeuroBenchMetrics:
     """NeuroBench's metrics of ``model`` on the batch ``x``, from one forward pass.
 
-    Equal to NeuroBench 2.3 on networks of plain layers, but for these, where it counts otherwise: a layer accumulates if its inputs
-    are in {-1, 0, 1} at all steps of the batch, not step by step, and in a network without spiking neurons only if they
-    differ (an image of ones is no spike train); parametrized layers and ``nn.RNN/LSTM/GRU`` are counted; the state of
-    neurons is no buffer; sums are exact.
+    Equal to NeuroBench 2.3 on networks of plain layers, but for these, where it counts otherwise: a layer accumulates if its
+    inputs are in {-1, 0, 1} at all steps of the batch, not step by step, and in a network without spiking neurons only if
+    they differ (an image of ones is no spike train); parametrized layers and ``nn.RNN/LSTM/GRU`` are counted; the state
+    of neurons is no buffer; sums are exact.
 
     Args:
         model, x: As in :func:`~snnrobust.energy.count_operations`, which says what is refused.

@@ -81,7 +81,8 @@ class LayerOperations:
         return self.nonzero.sum(1).double() / self.inputs.sum(1).clamp(min=1)
 
     def _counts(self, change: Callable[[Tensor], Tensor]) -> Self:
-        return replace(self, **{name: change(getattr(self, name)) for name in _COUNTS})
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in _COUNTS}
+        return replace(self, **changed)
 
 
 _COUNTS = ("dense", "synapses", "events", "effective", "inputs", "nonzero", "biases")
@@ -316,13 +317,14 @@ def _join_layer(parts: Sequence[LayerOperations]) -> LayerOperations:
     magnitude = parts[0].magnitude
     for part in parts[1:]:
         magnitude = joint_magnitude(magnitude, part.magnitude)
+    joined: dict[str, Any] = {name: _cat(parts, name) for name in _COUNTS}
     return replace(
         parts[0],
         magnitude=magnitude,
         low=min(part.low for part in parts),
         high=max(part.high for part in parts),
         constant=all(part.constant for part in parts),
-        **{name: _cat(parts, name) for name in _COUNTS},
+        **joined,
     )
 
 

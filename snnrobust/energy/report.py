@@ -96,7 +96,9 @@ class EnergyReport:
             usual = [part for part in parts if part.group == "usual"]
             counted = " ".join(f"{part.count:,.0f} {part.what}" for part in usual)
             bits = str(max(part.bits for part in usual or parts))
-            lines.append((name or "(model)", parts[0].type, counted, bits, *(_nj(self.of(name, group=g)) for g in GROUPS)))
+            lines.append(
+                (name or "(model)", parts[0].type, counted, bits, *(_nj(self.of(name, group=g)) for g in GROUPS))
+            )
         lines.append(("all layers", "", "", "", *map(_nj, (self.usual, self.traffic, self.forgotten))))
         kinds = dict.fromkeys(part.what for part in self.parts if part.group == "forgotten")
         made_of = ", ".join(f"{kind} {_nj(self.of(what=kind, group='forgotten'))}" for kind in kinds)
@@ -111,7 +113,7 @@ class EnergyReport:
     def to_json(self) -> dict[str, Any]:
         """Totals and parts, in pJ per sample."""
         costs = self.costs
-        given = asdict(costs) if is_dataclass(costs) and not isinstance(costs, type) else {}
+        given: dict[str, Any] = asdict(costs) if is_dataclass(costs) and not isinstance(costs, type) else {}
         return {
             "samples": self.samples, "time_steps": self.time_steps,
             "costs": {"type": type(costs).__name__, **given}, "event_driven": self.event_driven, "reuse": self.reuse,
@@ -139,7 +141,9 @@ class EnergyReport:
             axes.set_yticks(range(len(names)), [name or "(model)" for name in names])
             axes.invert_yaxis()
             axes.set_xlabel("energy per sample in nJ")
-            made.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=figures.TEXT - 1)
+            made.legend(
+                *axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=figures.TEXT - 1
+            )
             figures.save(made, path)
 
     def _names(self) -> list[str]:
@@ -154,7 +158,9 @@ def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
     """Columns of equal width, the numbers to the right, and rules below the heading and above the last line."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [
-        "  ".join(cell.rjust(w) if i > 1 else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.rjust(w) if i > 1 else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     ]
     rule = "-" * len(text[0])
