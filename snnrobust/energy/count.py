@@ -139,13 +139,14 @@ class _Watch:
 
     Attributes:
         order: Names, in the order in which they first ran.
-        layer, output: The synaptic layer that ran last, and what it gave; kept, so that its memory is not used again.
+        layer, biased, output: The synaptic layer that ran last, whether it has a bias, and what it gave; kept, so that its
+            memory is not used again.
         paused: While the neurons are run once more.
     """
 
     def __init__(self) -> None:
         self.order: dict[str, None] = {}
-        self.layer, self.paused = "", False
+        self.layer, self.biased, self.paused = "", False, False
         self.output: Tensor | None = None
 
 
@@ -162,7 +163,7 @@ def _seen(
     watch.order[tally.name] = None
     given = [*args, *kwargs.values()]
     if isinstance(tally, ElementTally):
-        tally.see(given[0], output, watch.output)
+        tally.see(given[0], output, watch.output, watch.biased)
         return
     if len(given) > 1 and any(value is not None for value in given[1:]):
         raise ValueError(f"{tally.name} ({type(module).__name__}) got an initial state: only the zero state is counted")
@@ -174,6 +175,7 @@ def _seen(
     else:
         tally.see(given[0], output)
         watch.layer, watch.output = tally.name, output if isinstance(output, Tensor) else None
+        watch.biased = bool(tally.biases.any())
 
 
 class _Layer:

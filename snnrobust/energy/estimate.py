@@ -46,7 +46,8 @@ def estimate(
     ``usual``               :math:`n_{MAC} (E_\times + E_+)` and :math:`n_{AC} E_+` of the synaptic layers
     ``traffic``             a weight read for each of these operations; each input written once and read once
     ``forgotten``           leaks, charge, comparison and soft reset of neurons; their states read and written at each
-                            step; biases; normalisations that do not fold into weights; encoders
+                            step; biases, those too that a folded normalisation leaves; normalisations that do not
+                            fold into weights; encoders
     ======================  =====================================================================================
 
     A spike has one bit, a signed spike two, whatever the inputs of its layer have. Early exit: pass ``operations.upto(steps)``.
@@ -127,9 +128,11 @@ def _neuron(neuron: NeuronUpdates, costs: Costs, bits: int) -> Iterator[Part]:
 
 
 def _elementwise(other: Elementwise, costs: Costs) -> Iterator[Part]:
+    add = costs.add(FLOAT)
+    if other.shift:
+        yield _part(other, "biases", "forgotten", other.count, FLOAT, add)
     if other.folded or other.role == "activation":
         return
-    add = costs.add(FLOAT)
     one = add if other.role == "encoder" else costs.multiply(FLOAT, FLOAT) + add
     yield _part(other, other.role, "forgotten", other.count, FLOAT, one)
 

@@ -135,6 +135,7 @@ class Elementwise:
         name, type: As in ``model.named_modules()``.
         role: ``"normalisation"``, ``"encoder"``, or ``"activation"`` of an ordinary network.
         folded: Whether it goes into the weights of the synaptic layer before it, or is no arithmetic at all.
+        shift: Whether folding gives that layer a bias that it did not have.
         count, nonzero: Outputs, and how many of them were not zero, int64 ``[T, n]``, for each step and sample.
     """
 
@@ -142,6 +143,7 @@ class Elementwise:
     type: str
     role: Literal["normalisation", "encoder", "activation"]
     folded: bool
+    shift: bool
     count: Tensor
     nonzero: Tensor
 

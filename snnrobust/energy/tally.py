@@ -28,7 +28,7 @@ class ElementTally:
     def __init__(self, name: str, module: nn.Module, steps: int, batch: int) -> None:
         self.name, self.module, self.steps = name, module, steps
         self.count, self.nonzero = torch.zeros(2, steps, batch, dtype=torch.int64).unbind(0)
-        self.calls, self.folded = 0, True
+        self.calls, self.folded, self.shift = 0, True, False
 
     @property
     def role(self) -> Literal["normalisation", "encoder", "activation"]:
@@ -36,8 +36,8 @@ class ElementTally:
             return "encoder"
         return "activation" if isinstance(self.module, nn.ReLU | nn.Sigmoid) else "normalisation"
 
-    def see(self, x: Tensor, y: Tensor, before: Tensor | None) -> None:
-        """``before``: the last output of a synaptic layer, into which a normalisation of it folds."""
+    def see(self, x: Tensor, y: Tensor, before: Tensor | None, biased: bool) -> None:
+        """``before``: the last output of a synaptic layer, with or without bias, into which a normalisation of it folds."""
         start, y = steps_of(self, y, temporal=isinstance(self.module, Encoder | BNTT | TEBN))
         part = slice(start, start + len(y))
         self.count[part] += math.prod(y.shape[2:])
@@ -45,12 +45,14 @@ class ElementTally:
         if self.role == "normalisation":
             follows = before is not None and x.data_ptr() == before.data_ptr() and x.numel() == before.numel()
             self.folded &= isinstance(self.module, _FOLDS) and follows
+            self.shift |= not biased
         elif self.role == "encoder":
             self.folded = isinstance(self.module, _COPIES)
         self.calls += 1
 
     def result(self) -> Elementwise:
-        return Elementwise(self.name, type(self.module).__name__, self.role, self.folded, self.count, self.nonzero)
+        kind, shift = type(self.module).__name__, self.shift and self.folded
+        return Elementwise(self.name, kind, self.role, self.folded, shift, self.count, self.nonzero)
 
 
 def elementwise(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

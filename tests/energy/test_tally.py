@@ -6,7 +6,7 @@ from torch import nn
 
 from snnrobust.draws import draws
 from snnrobust.encoders import Direct, Poisson
-from snnrobust.energy import count_operations
+from snnrobust.energy import count_operations, estimate
 from snnrobust.layers import BNTT, TDBN, TEBN, MeanOutput, Normalise, Sequential
 from snnrobust.models import SpikingClassifier
 from snnrobust.neurons import ALIF, IF, LIF, PLIF, CuBaLIF, Recurrent
@@ -46,6 +46,17 @@ def test_a_convolution_keeps_its_normalisation():
     found = elements(network, (3, 2, 2, 6, 5))
     assert [(name, e.folded) for name, e in found.items()] == [("1", True), ("4", False)]
     assert found["1"].count.tolist() == [[3 * 4 * 3] * 2] * 3
+
+
+def test_a_folded_normalisation_leaves_a_bias_where_there_was_none():
+    for bias in (True, False):
+        operations = count_operations(
+            nn.Sequential(nn.Linear(4, 5, bias=bias), nn.BatchNorm1d(5)), torch.rand(2, 4) + 0.1
+        )
+        assert operations.elementwise[0].shift == (not bias)
+        assert estimate(operations).of(what="biases") == pytest.approx(5 * 0.9)
+    late = count_operations(Sequential(nn.Linear(4, 5, bias=False), IF(), nn.BatchNorm1d(5)), torch.ones(1, 2, 4))
+    assert not late.elementwise[0].shift
 
 
 def test_normalise_is_no_part_of_a_layer():
