@@ -105,13 +105,12 @@ class MembershipExperiment:
         for signal in threshold_on:
             checks.choice("threshold_on", signal, SIGNALS)
         checkpoint %= number
-        victims = [models[checkpoint] for models in self.victims]
+        victims = self.quantized(quantize, checkpoint=checkpoint)
         attackers = {"": self.shadows[checkpoint]}
         if quantize is not None:
-            key, known = derive(self.seed, "quantize"), self.shadows[checkpoint]
-            made = _quantized(quantize, known.models, _inside(known), derive(key, "shadows"))
+            known = self.shadows[checkpoint]
+            made = _quantized(quantize, known.models, _inside(known), derive(self.seed, "quantize", "shadows"))
             attackers = {"": replace(known, models=made)} | ({WEAK: known} if float_shadows else {})
-            victims = list(_quantized(quantize, victims, [self.members] * len(victims), derive(key, "victims")))
         found = [self.settings.of(victim, self.members, self.non_members, self.seed) for victim in victims]
         reports = {
             f"threshold on {signal}": [self._report(signal, one[signal], other[signal]) for one, other in found]
@@ -132,6 +131,14 @@ class MembershipExperiment:
             tuple(self._accuracy(victim, pool) for victim in victims),
             {label: tuple(of_victims) for label, of_victims in reports.items()},
         )
+
+    def quantized(self, quantize: Quantize | FittedQuantizer | None, *, checkpoint: int = -1) -> tuple[nn.Module, ...]:
+        """The victims that :meth:`leakage` attacks, for what else is asked of them."""
+        models = [along[checkpoint] for along in self.victims]
+        if quantize is None:
+            return tuple(models)
+        key = derive(self.seed, "quantize", "victims")
+        return _quantized(quantize, models, [self.members] * len(models), key)
 
     def early_stopped(self, like: Leakage, *, name: str = "") -> Leakage:
         """The control: float models no further trained than they need to be as accurate as ``like``, with shadows alike.
