@@ -83,7 +83,7 @@ def test_the_study_goes_on_where_it_stopped(
     script.main()
     first = capsys.readouterr().out
     assert len(list(tmp_path.glob("*.json"))) == 15 + len(script.ATTACKED)
-    assert first.count("| ANN |") == 4
+    assert first.count("| ANN |") == 5
     script.main()
     assert capsys.readouterr().out == first[first.index("| ANN |") :]
     monkeypatch.setattr(sys, "argv", [*run, "--shadows", "3"])

@@ -262,6 +262,7 @@ def tables(kind: str, cells: dict[str, dict[str, Any]], s: Settings) -> str:
     weak: list[list[str]] = []
     published: list[list[str]] = []
     costs: list[list[str]] = []
+    paired: list[list[str]] = []
     plain = cells["float"]["leakage"]["attacks"][REGRESSION]
     for name, cell in cells.items():
         found = cell["leakage"]
@@ -278,6 +279,13 @@ def tables(kind: str, cells: dict[str, dict[str, Any]], s: Settings) -> str:
                 shown += [text(found["attacks"][a]["auc"]) for a in (strong, other)]
             shown += [text(found["attacks"][a]["tpr at 0.01"]) for a in (LIRA, LIRA + WEAK)]
             weak.append([name, *shown])
+        if name != "float":
+            differences = []
+            for other in (cells["float"]["leakage"], cell["control"]):
+                for key, measure in ((REGRESSION, "auc"), (LIRA, "auc"), (LIRA, "tpr at 0.01")):
+                    both = zip(found["attacks"][key][measure], other["attacks"][key][measure], strict=True)
+                    differences.append(text([None if None in (a, b) else a - b for a, b in both]))
+            paired.append([name, *differences])
         changes = []
         for key in ("calibrated", "tpr", "f1"):
             relative = [100 * (a / b - 1) for a, b in zip(learnt[key], plain[key], strict=True)]
@@ -300,6 +308,11 @@ def tables(kind: str, cells: dict[str, dict[str, Any]], s: Settings) -> str:
                 leaks,
             ),
             table("AUC, regression|float shadows|AUC, LiRA|float shadows|TPR at 1 % FPR, LiRA|float shadows", weak),
+            table(
+                "AUC, regression, less float|AUC, LiRA, less float|TPR at 1 %, less float|"
+                "AUC, regression, less control|AUC, LiRA, less control|TPR at 1 %, less control",
+                paired,
+            ),
             table("MIA accuracy|change, %|TPR|change, %|member F1|change, %", published),
             table(f"clean accuracy, %|RA_1 at {s.eps}, % [95 %]|weights, kB|arithmetic, nJ|weight reads, nJ", costs),
         ]

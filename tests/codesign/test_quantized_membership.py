@@ -165,10 +165,10 @@ def test_each_shadow_is_fitted_with_its_own_samples(experiment, split):
     found = experiment.leakage(FittedQuantizer(deepcopy, fit))
     assert torch.equal(torch.random.get_rng_state(), state)
     known = experiment.shadows[-1]
-    for (x, y, *_), rows in zip(seen[:4], known.inside, strict=True):
+    for (x, y, *_), rows in zip(seen[2:], known.inside, strict=True):
         assert torch.equal(x, known.x[rows])
         assert torch.equal(y, known.y[rows])
-    for x, y, *_ in seen[4:]:
+    for x, y, *_ in seen[:2]:
         assert torch.equal(x, split[0][0])
         assert torch.equal(y, split[0][1])
     assert len({s for *_, s, _ in seen}) == len({u for *_, u in seen}) == 6
