@@ -240,6 +240,10 @@ def test_random_models_and_results_do_not_depend_on_the_batch(split):
             seeds=(1,), shadows=2, settings=settings,
         )  # fmt: skip
         found.append(made.leakage(rounded(1)))
+        by_hand = OfflineLiRA(shadows=made.shadows[0], draws=2, batch_size=batch_size)
+        victim = rounded(1)(made.victims[0][0])
+        report = by_hand(victim, (members[0].double(), members[1]), (others[0].double(), others[1]))
+        np.testing.assert_array_equal(report.members, found[-1].reports[LIRA + WEAK][0].members)
     for attack, reports in found[0].reports.items():
         assert [at.fpr for at in reports[0].at_fpr] == [0.1]
         for one, other in zip(scores(reports), scores(found[1].reports[attack]), strict=True):
