@@ -36,10 +36,12 @@ def quantize(
 ) -> nn.Module:
     """A deep copy of ``model`` that computes with quantized numbers; ``model`` is untouched.
 
-    Quantization-aware training: train the copy by a rule that steps parameters (BPTT, Backprop, PGD training). Post-training:
-    :func:`calibrate` it, if it quantizes inputs or membranes by an observed range. Attacks, chips, operation counts and
-    checkpoints take it as any model. A layer ``"0"`` with quantized inputs becomes ``nn.Sequential(quantizer, layer)``, so its
-    name is ``"0.1"``. Biases and normalisation stay in floating point.
+    :func:`calibrate` it if it quantizes inputs or membranes by an observed range or a learned step. That is post-training
+    quantization; for quantization-aware training, train the copy then by a rule that steps parameters (BPTT, PGD training).
+    Attacks, chips, operation counts and checkpoints take it as any model.
+
+    A layer ``"0"`` with quantized inputs becomes ``nn.Sequential(quantizer, layer)``, so its name is ``"0.1"``. Biases and
+    normalisation stay in floating point.
 
     Args:
         model: Spiking or ordinary. Quantized are its ``nn.Linear`` and ``nn.Conv*``, and the product inside of ``Recurrent``
@@ -240,5 +242,10 @@ def frozen(model: nn.Module) -> nn.Module:
     copy = deepcopy(checks.module("model", model))
     for layer in list(copy.modules()):
         if weight_quantizer(layer) is not None:
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+            weight, kind = layer.weight, parametrize.type_before_parametrizations(layer)
+            assert isinstance(weight, Tensor)
+            # parametrize.remove_parametrizations changes the class, which the copy shares with the original
+            del layer.parametrizations
+            layer.__class__ = kind
+            layer.register_parameter("weight", nn.Parameter(weight.detach().clone()))
     return copy

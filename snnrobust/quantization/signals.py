@@ -62,7 +62,7 @@ class SignalQuantizer(nn.Module):
         elif not torch.compiler.is_compiling() and not bool(self.seen):
             raise RuntimeError(
                 "the range of a quantized signal is not known yet: call quantization.calibrate(model, x) with some of the "
-                "training data, or train the quantized model"
+                "training data first"
             )
         step, zero = self.grid(x.dtype)
         if self.step is not None:

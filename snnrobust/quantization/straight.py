@@ -16,9 +16,10 @@ __all__ = ["lsq", "straight_through"]
 def straight_through(x: Tensor, step: Tensor, zero: Tensor | None, levels: Levels, clipped: bool) -> Tensor:
     r"""Nearest level, with the gradient of the identity.
 
-    .. math:: q = s \, (L(x / s + z) - z), \quad \partial q / \partial x := [l \le x / s + z \le u] \text{ or } 1
+    .. math:: q = s \, (L(x / s + z) - z), \quad \partial q / \partial x := [l - m \le x / s + z \le u + m] \text{ or } 1
 
-    with levels L from l to u. ``step`` s and ``zero`` z get no gradient.
+    with levels L from l to u and their margin m (half a step of integers, as torch's fake quantization has it). ``step`` s and
+    ``zero`` z get no gradient.
 
     Args:
         x: Any shape.
@@ -54,7 +55,7 @@ class _Straight(torch.autograd.Function):
         if zero is not None:
             u += zero
         if clipped and ctx.needs_input_grad[0]:
-            inside = (u >= levels.low) & (u <= levels.high)
+            inside = (u >= levels.low - levels.margin) & (u <= levels.high + levels.margin)
             ctx.save_for_backward(None if bool(inside.all()) else inside)
         q = levels.nearest(u)
         if zero is not None:

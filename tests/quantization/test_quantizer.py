@@ -14,7 +14,8 @@ W = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(1))
 RECIPES = [
     Quantizer(), Quantizer(Integer(4), axis=0), Quantizer(Integer(4), axis=-1), Quantizer(Integer(3), affine=True),
     Quantizer(Integer(3), affine=True, axis=1), Quantizer(Integer(4), "percentile", percentile=90.0),
-    Quantizer(Integer(4), "percentile", affine=True, percentile=90.0), Quantizer(Integer(4), "percentile", axis=0, percentile=80.0),
+    Quantizer(Integer(4), "percentile", affine=True, percentile=90.0),
+    Quantizer(Integer(4), "percentile", axis=0, percentile=80.0),
     Quantizer(Integer(4), "constant", limits=(-2.0, 2.0)), Quantizer(Integer(4), "constant", affine=True, limits=(-1.0, 3.0)),
     Quantizer(Ternary(), "least-squares"), Quantizer(Binary(), "least-squares", axis=0), Quantizer(Integer(3), "least-squares"),
     Quantizer(PowerOfTwo(4)), Quantizer(LevelSet([-1.0, 0.0, 0.5, 1.0])), Quantizer(Integer(4), "learned"),
@@ -198,7 +199,9 @@ def test_bad_input(make, error, words):
 
 def test_short_descriptions():
     assert Quantizer.build({"bits": 4}) == Quantizer(Integer(4))
-    assert Quantizer.build({"bits": 4, "signed": False, "scale": "learned"}) == Quantizer(Integer(4, signed=False), "learned")
+    assert Quantizer.build({"bits": 4, "signed": False, "scale": "learned"}) == Quantizer(
+        Integer(4, signed=False), "learned"
+    )
     assert Quantizer.build({"levels": "Ternary", "scale": "least-squares"}) == Quantizer(Ternary(), "least-squares")
     levels = {"type": "LevelSet", "levels": [0.0, 1.0]}
     assert Quantizer.build({"levels": levels}) == Quantizer(LevelSet([0.0, 1.0]))
