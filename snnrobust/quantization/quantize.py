@@ -131,12 +131,14 @@ def _refuse(model: nn.Module, found: Mapping[str, nn.Module]) -> None:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, x: Tensor | Iterable[Tensor]) -> nn.Module:
+def calibrate(model: nn.Module, x: Tensor | Iterable[Tensor], *, allow_silent: bool = False) -> nn.Module:
     """Observe the ranges of quantized inputs and membranes on ``x``; returns ``model``, which is changed in place.
 
     Args:
         model: From :func:`quantize`.
         x: A batch ``[B, *]`` of training data, or several.
+        allow_silent: Accept signals that are zero on all of it, as behind neurons that do not spike before they are trained: the
+            first batch of training that is not gives their range.
 
     Raises:
         ValueError: no data, nothing that observes, or a signal that is zero on all of it.
@@ -165,10 +167,10 @@ def calibrate(model: nn.Module, x: Tensor | Iterable[Tensor]) -> nn.Module:
     for name, signal in observing.items():
         if not bool(signal.seen):
             raise ValueError(f"{name} saw nothing: its layer did not run")
-        if signal.step is None and not bool(signal.grid()[0] > 0):
+        if signal.step is None and not allow_silent and not bool(signal.grid()[0] > 0):
             raise ValueError(
-                f"{name}: its signal is 0 on all of the data, so it has no range: calibrate with other data, or leave its "
-                "layer out of layers"
+                f"{name}: its signal is 0 on all of the data, so it has no range: calibrate with other data, leave its "
+                "layer out of layers, or allow_silent = True before training"
             )
     return model
 

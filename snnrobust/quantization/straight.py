@@ -54,7 +54,7 @@ class _Straight(torch.autograd.Function):
         u = x / step
         if zero is not None:
             u += zero
-        if clipped and ctx.needs_input_grad[0]:
+        if clipped and ctx.needs_input_grad[0] and not x.is_meta:
             inside = (u >= levels.low - levels.margin) & (u <= levels.high + levels.margin)
             ctx.save_for_backward(None if bool(inside.all()) else inside)
         q = levels.nearest(u)
@@ -62,7 +62,7 @@ class _Straight(torch.autograd.Function):
             q -= zero
         q *= step
         # A step of 0 (all numbers are 0, or too small for one) has 0 alone.
-        return q if bool((step > 0).all()) else torch.where(step > 0, q, torch.zeros_like(x))
+        return q if step.is_meta or bool((step > 0).all()) else torch.where(step > 0, q, torch.zeros_like(x))
 
     @staticmethod
     @once_differentiable
