@@ -3,6 +3,7 @@
 from snnrobust.codesign.accuracy_predictor import AccuracyPredictor, accuracy_predictor
 from snnrobust.codesign.chip_tuning import ChipTuner, chip_accuracy, fit_knobs, fit_tuner, tune
 from snnrobust.codesign.knobs import with_knobs
+from snnrobust.codesign.midpoint import Midpoint, fit_midpoint, plot_midpoints
 from snnrobust.codesign.neuron_splitting import (
     Overhead,
     accuracy_under_bit_errors,
@@ -10,6 +11,7 @@ from snnrobust.codesign.neuron_splitting import (
     split_neurons,
     triplicate_neurons,
 )
+from snnrobust.codesign.noise_curve import NoiseCurve, accuracy_over_noise
 from snnrobust.codesign.signature import compact_images, signature, signatures
 from snnrobust.codesign.surgical_noise import SurgicalNoise
 from snnrobust.codesign.surgical_result import Judgement, Score, SurgicalResult, Trial
@@ -19,6 +21,8 @@ __all__ = [
     "AccuracyPredictor",
     "ChipTuner",
     "Judgement",
+    "Midpoint",
+    "NoiseCurve",
     "Overhead",
     "Score",
     "SurgicalNoise",
@@ -26,15 +30,18 @@ __all__ = [
     "Trial",
     "TuningReport",
     "Yield",
+    "accuracy_over_noise",
     "accuracy_predictor",
     "accuracy_under_bit_errors",
     "chip_accuracy",
     "chip_yield",
     "compact_images",
     "fit_knobs",
+    "fit_midpoint",
     "fit_tuner",
     "judge_tuning",
     "overhead",
+    "plot_midpoints",
     "signature",
     "signatures",
     "split_neurons",
