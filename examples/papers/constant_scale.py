@@ -31,17 +31,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snnrobust import attacks, data, models
+from snnrobust import attacks, data, models, quantization
 from snnrobust.codesign import NoiseCurve, accuracy_over_noise, fit_midpoint, plot_midpoints
 from snnrobust.defenses import NoiseStrength, NoiseTraining
 from snnrobust.draws import derive, keyed
 from snnrobust.encoders import Direct
 from snnrobust.energy import count_operations
 from snnrobust.evaluation import evaluate
-from snnrobust.hardware import Backend, GaussianNoise, deploy, signal_to_noise
+from snnrobust.hardware import Array, Backend, GaussianNoise, deploy, signal_to_noise
 from snnrobust.learning_rules import BPTT
 from snnrobust.models import Conv, Dense, Pool
 from snnrobust.models.checkpoint import write_bytes
+from snnrobust.quantization import uniform
 
 KINDS = ("ANN", "SNN")
 NETWORKS: dict[str, tuple[Any, ...]] = {
@@ -70,6 +71,7 @@ METHODS = {
     "noisy": Method(training="noisy"),
     "varied": Method(training="varied"),
     "min-max": Method("minmax"),
+    "min-max, filled": Method("minmax", True),
     "learned": Method("learned"),
     "learned, filled": Method("learned", True),
     "constant": Method("constant", True),
@@ -79,7 +81,8 @@ METHODS = {
     "constant, noisy": Method("constant", True, "noisy"),
 }
 
-ON_CHIP = ("float", "noisy", "learned", "constant", "constant, noisy")
+AT_HAND = [name for name, m in METHODS.items() if m.scale != "learned" or hasattr(quantization, "quantize")]
+ON_CHIP = ("float", "noisy", "min-max", "constant", "constant, noisy")
 
 
 @dataclass(frozen=True)
@@ -122,31 +125,58 @@ def untrained(kind: str, method: Method, settings: Settings, seed: int) -> nn.Mo
         with torch.no_grad():
             for layer in synaptic(model).values():
                 layer.weight *= method.limit / layer.weight.abs().max()
-    return quantized(model, method, settings.bits) if method.scale else model
+    return learnable(model, settings.bits) if method.scale == "learned" else model
 
 
-def quantized(model: nn.Module, method: Method, bits: int) -> nn.Module:
+def quantized(w: Tensor, method: Method, bits: int) -> Tensor:
+    """The k-bit weights of a min-max or constant scale: 2^k - 1 levels from -c to c, c the largest weight or the limit."""
+    if method.scale == "minmax":
+        return uniform(w, bits)
+    levels = 2 ** (bits - 1) - 1
+    step = method.limit / levels
+    return (w / step).round().clamp(-levels, levels) * step
+
+
+class Quantized(Backend):
+    """Weights in k bits while they are learnt; the gradient passes straight through, also where they are cut off."""
+
+    def __init__(self, method: str, bits: int) -> None:
+        super().__init__()
+        self.method, self.bits = method, bits
+
+    def program(self, array: Array) -> Array:
+        return array.change(quantized(array.weight, METHODS[self.method], self.bits), self)
+
+
+def learnable(model: nn.Module, bits: int) -> nn.Module:
+    """Steps are learnt (LSQ): they are parameters of the network."""
     from snnrobust.quantization import Integer, Quantizer, quantize
 
-    limits = (-method.limit, method.limit) if method.scale == "constant" else None
-    return quantize(model, weights=Quantizer(Integer(bits), scale=method.scale, limits=limits))
+    return quantize(model, weights=Quantizer(Integer(bits), scale="learned"))
 
 
-def stored(model: nn.Module, method: Method) -> nn.Module:
+def stored(model: nn.Module, method: Method, bits: int) -> nn.Module:
     """The network with plain weights, as it is put on chips, attacked and counted."""
-    if not method.scale:
-        return model
-    from snnrobust.quantization import frozen
+    if method.scale == "learned":
+        from snnrobust.quantization import frozen
 
-    return frozen(model)
+        return frozen(model).eval()
+    if method.scale:
+        with torch.no_grad():
+            for layer in synaptic(model).values():
+                layer.weight.copy_(quantized(layer.weight, method, bits))
+    return model.eval()
 
 
-def train(model: nn.Module, method: Method, settings: Settings, seed: int) -> None:
-    shared: dict[str, Any] = {"lr": 3e-3, "schedule": "cyclic", "seed": seed}
-    rule: BPTT = BPTT(**shared)
+def train(model: nn.Module, name: str, settings: Settings, seed: int) -> None:
+    method, effects = METHODS[name], []
+    if method.scale in ("minmax", "constant"):
+        effects.append(Quantized(name, settings.bits))
     if method.training != "plain":
-        strength = NoiseStrength(spread=0.5) if method.training == "varied" else None
-        rule = NoiseTraining(backend=GaussianNoise(additive=settings.sigma), strength=strength, **shared)
+        effects.append(GaussianNoise(additive=settings.sigma))
+    strength = NoiseStrength(spread=0.5) if method.training == "varied" else None
+    shared: dict[str, Any] = {"lr": 3e-3, "schedule": "cyclic", "seed": seed}
+    rule = NoiseTraining(backends=tuple(effects), strength=strength, **shared) if effects else BPTT(**shared)
     images = data.take(data.load("fashion-mnist", "train"), settings.train)
     rule.fit(model, images, epochs=settings.epochs, progress=False)
 
@@ -196,9 +226,9 @@ def cell(kind: str, seed: int, name: str, settings: Settings, folder: Path) -> d
     method, weights = METHODS[name], path.with_suffix(".safetensors")
     if not weights.exists():
         model = untrained(kind, method, settings, seed)
-        train(model, method, settings, seed)
+        train(model, name, settings, seed)
         models.save(model, weights)
-    model = stored(models.load(weights), method).eval()
+    model = stored(models.load(weights), method, settings.bits)
     test = data.take(data.load("fashion-mnist", "test"), settings.test)
     x = test[0][:200]
     if "curve" not in found:
@@ -281,7 +311,9 @@ def figure(kind: str, names: Sequence[str], settings: Settings, folder: Path) ->
     found = {}
     test = data.take(data.load("fashion-mnist", "test"), settings.test)
     for name in names:
-        model = stored(models.load(folder / f"{settings.name(kind, 0, name)}.safetensors"), METHODS[name]).eval()
+        model = stored(
+            models.load(folder / f"{settings.name(kind, 0, name)}.safetensors"), METHODS[name], settings.bits
+        )
         curve = accuracy_over_noise(model, test, SIGMAS, chips=settings.chips)
         found[name] = fit_midpoint(curve)
     plot_midpoints(folder / f"{settings.network}-{kind}-{settings.bits}bit.png", found)
@@ -299,7 +331,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--attacked", type=int, help="images for the suite")
     parser.add_argument("--kinds", choices=KINDS, nargs="+", default=KINDS)
-    parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
+    parser.add_argument("--methods", choices=METHODS, nargs="+", default=AT_HAND)
     parser.add_argument("--no-suite", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--figure", choices=METHODS, nargs="+", help="of these methods, from trained networks")

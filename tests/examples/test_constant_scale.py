@@ -38,6 +38,7 @@ def run(study, monkeypatch, capsys, folder, *more):
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_it_runs_resumes_and_shows_its_tables(study, monkeypatch, capsys, tmp_path):
     some = ("--methods", "float", "varied", "--no-suite", "--kinds", "ANN")
     first = run(study, monkeypatch, capsys, tmp_path, *some)
