@@ -111,6 +111,15 @@ def test_more_samples_make_it_narrower_and_its_seed_decides_it():
     assert widths[1] < widths[0] / 2
 
 
+def test_its_width_is_that_of_the_confidence():
+    """Of a mean of many samples, in the logarithm: 95 % is 1.96 and 50 % 0.674 deviations to each side."""
+    rng = np.random.default_rng(2)
+    share = (0.1 + 0.8 * logistic(GRID[::2], 1.0, 2.0, 1.0, 0.0, "log"))[:, None, None]
+    curve = NoiseCurve(tuple(GRID[::2]), rng.random((9, 1, 500)) < share, 10)
+    wide, narrow = (fit_midpoint(curve, resamples=300, confidence=c) for c in (0.95, 0.5))
+    assert np.log(wide.high / wide.low) / np.log(narrow.high / narrow.low) == pytest.approx(1.96 / 0.674, rel=0.2)
+
+
 def test_chips_that_differ_widen_the_interval():
     good, bad = (0.1 + 0.8 * logistic(GRID, m, 2.0, 1.0, 0.0, "log") for m in (4.0, 0.25))
     order = np.linspace(0, 1, 2000)
