@@ -31,18 +31,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snnrobust import attacks, data, models, quantization
+from snnrobust import attacks, data, models
 from snnrobust.codesign import NoiseCurve, accuracy_over_noise, fit_midpoint, plot_midpoints
 from snnrobust.defenses import NoiseStrength, NoiseTraining
 from snnrobust.draws import derive, keyed
 from snnrobust.encoders import Direct
-from snnrobust.energy import count_operations
+from snnrobust.energy import count_operations, estimate
+from snnrobust.energy.report import GROUPS
 from snnrobust.evaluation import evaluate
-from snnrobust.hardware import Array, Backend, GaussianNoise, deploy, signal_to_noise
+from snnrobust.hardware import Backend, GaussianNoise, deploy, signal_to_noise
 from snnrobust.learning_rules import BPTT
 from snnrobust.models import Conv, Dense, Pool
 from snnrobust.models.checkpoint import write_bytes
-from snnrobust.quantization import uniform
+from snnrobust.quantization import Integer, Quantizer, frozen, precision, quantize
 
 KINDS = ("ANN", "SNN")
 NETWORKS: dict[str, tuple[Any, ...]] = {
@@ -51,8 +52,6 @@ NETWORKS: dict[str, tuple[Any, ...]] = {
 }
 SIGMAS = tuple(float(f"{s:.3g}") for s in np.geomspace(0.025, 102.4, 13))
 RELATIVE = tuple(float(f"{s:.3g}") for s in np.geomspace(0.05, 205, 13))
-FLOAT_MAC, FLOAT_AC = 4.6, 0.9
-"""pJ in 32-bit floating point at 45 nm: addition 0.9, multiplication 3.7."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,7 @@ METHODS = {
     "constant, noisy": Method("constant", True, "noisy"),
 }
 
-AT_HAND = [name for name, m in METHODS.items() if m.scale != "learned" or hasattr(quantization, "quantize")]
-ON_CHIP = ("float", "noisy", "min-max", "constant", "constant, noisy")
+ON_CHIP = ("float", "noisy", "learned", "constant", "constant, noisy")
 
 
 @dataclass(frozen=True)
@@ -125,58 +123,22 @@ def untrained(kind: str, method: Method, settings: Settings, seed: int) -> nn.Mo
         with torch.no_grad():
             for layer in synaptic(model).values():
                 layer.weight *= method.limit / layer.weight.abs().max()
-    return learnable(model, settings.bits) if method.scale == "learned" else model
+    return quantized(model, method, settings.bits) if method.scale else model
 
 
-def quantized(w: Tensor, method: Method, bits: int) -> Tensor:
-    """The k-bit weights of a min-max or constant scale: 2^k - 1 levels from -c to c, c the largest weight or the limit."""
-    if method.scale == "minmax":
-        return uniform(w, bits)
-    levels = 2 ** (bits - 1) - 1
-    step = method.limit / levels
-    return (w / step).round().clamp(-levels, levels) * step
-
-
-class Quantized(Backend):
-    """Weights in k bits while they are learnt; the gradient passes straight through, also where they are cut off."""
-
-    def __init__(self, method: str, bits: int) -> None:
-        super().__init__()
-        self.method, self.bits = method, bits
-
-    def program(self, array: Array) -> Array:
-        return array.change(quantized(array.weight, METHODS[self.method], self.bits), self)
-
-
-def learnable(model: nn.Module, bits: int) -> nn.Module:
-    """Steps are learnt (LSQ): they are parameters of the network."""
-    from snnrobust.quantization import Integer, Quantizer, quantize
-
-    return quantize(model, weights=Quantizer(Integer(bits), scale="learned"))
-
-
-def stored(model: nn.Module, method: Method, bits: int) -> nn.Module:
-    """The network with plain weights, as it is put on chips, attacked and counted."""
-    if method.scale == "learned":
-        from snnrobust.quantization import frozen
-
-        return frozen(model).eval()
-    if method.scale:
-        with torch.no_grad():
-            for layer in synaptic(model).values():
-                layer.weight.copy_(quantized(layer.weight, method, bits))
-    return model.eval()
+def quantized(model: nn.Module, method: Method, bits: int) -> nn.Module:
+    limits = (-method.limit, method.limit) if method.scale == "constant" else None
+    recipe = Quantizer(Integer(bits), scale=method.scale, limits=limits)  # type: ignore[arg-type]
+    return quantize(model, weights=recipe)
 
 
 def train(model: nn.Module, name: str, settings: Settings, seed: int) -> None:
-    method, effects = METHODS[name], []
-    if method.scale in ("minmax", "constant"):
-        effects.append(Quantized(name, settings.bits))
-    if method.training != "plain":
-        effects.append(GaussianNoise(additive=settings.sigma))
-    strength = NoiseStrength(spread=0.5) if method.training == "varied" else None
+    method = METHODS[name]
     shared: dict[str, Any] = {"lr": 3e-3, "schedule": "cyclic", "seed": seed}
-    rule = NoiseTraining(backends=tuple(effects), strength=strength, **shared) if effects else BPTT(**shared)
+    rule = BPTT(**shared)
+    if method.training != "plain":
+        strength = NoiseStrength(spread=0.5) if method.training == "varied" else None
+        rule = NoiseTraining(backend=GaussianNoise(additive=settings.sigma), strength=strength, **shared)
     images = data.take(data.load("fashion-mnist", "train"), settings.train)
     rule.fit(model, images, epochs=settings.epochs, progress=False)
 
@@ -217,7 +179,7 @@ def cell(kind: str, seed: int, name: str, settings: Settings, folder: Path) -> d
         found.update(more)
         write_bytes(path, json.dumps(found, indent=1).encode())
 
-    wanted = {"curve", "ratio"} | ({"robust"} if settings.suite and seed < settings.attacked_seeds else set())
+    wanted = {"curve", "energy"} | ({"robust"} if settings.suite and seed < settings.attacked_seeds else set())
     if settings.suite and seed == 0 and name in ON_CHIP:
         wanted |= {"robust noisy"}
     if wanted <= found.keys():
@@ -228,30 +190,26 @@ def cell(kind: str, seed: int, name: str, settings: Settings, folder: Path) -> d
         model = untrained(kind, method, settings, seed)
         train(model, name, settings, seed)
         models.save(model, weights)
-    model = stored(models.load(weights), method, settings.bits)
+    learnt = models.load(weights)
+    model = frozen(learnt).eval()  # with plain weights
     test = data.take(data.load("fashion-mnist", "test"), settings.test)
     x = test[0][:200]
     if "curve" not in found:
         curve = accuracy_over_noise(model, test, SIGMAS, chips=settings.chips, seed=seed)
         scaled = accuracy_over_noise(model, test, RELATIVE, noise=relative(model), chips=settings.chips, seed=seed)
         done({"curve": curve_json(curve), "relative": curve_json(scaled)})
-    if "ratio" not in found:
-        chip = deploy(model, GaussianNoise(additive=1.0), seed=0)
-        operations = count_operations(model, x)
-        sizes = [(layer.weight.numel(), float(layer.weight.detach().abs().max())) for layer in synaptic(model).values()]
+    if "energy" not in found:
+        chip, bits = deploy(model, GaussianNoise(additive=1.0), seed=0), precision(learnt)
+        report = estimate(count_operations(model, x), bits=bits)
+        stored = [layer.weight.detach() for layer in synaptic(model).values()]
         done(
             {
                 "ratio": list(signal_to_noise(chip, x).values()),
-                "largest weight": [largest for _, largest in sizes],
-                "rms over largest": [
-                    float(m.weight.detach().square().mean().sqrt() / m.weight.detach().abs().max())
-                    for m in synaptic(model).values()
-                ],
-                "weight bits": (settings.bits if method.scale else 32) * sum(size for size, _ in sizes),
-                "mac": operations.mac, "ac": operations.ac,
-                "float32 nJ": (FLOAT_MAC * operations.mac + FLOAT_AC * operations.ac) / 1e3,
+                "rms over largest": [float(w.square().mean().sqrt() / w.abs().max()) for w in stored],
+                "kbyte": sum(layer.bytes for layer in bits.values()) / 1000,
+                "energy": {group: report.of(group=group) / 1000 for group in GROUPS},  # nJ
             }
-        )  # fmt: skip
+        )
     if "robust" in wanted and "robust" not in found:
         done({"robust": robust(model, test, settings, 0.0, seed)})
     if "robust noisy" in wanted and "robust noisy" not in found:
@@ -278,7 +236,7 @@ def tables(cells: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
             continue
         lines += [
             f"\n| {kind} | clean, % | midpoint noise level | ... relative to the largest weight "
-            "| signal to noise at sigma 1, dB, by layer | rms over largest weight | kbit of weights |",
+            "| signal to noise at sigma 1, dB, by layer | rms over largest weight | kB of weights |",
             "|---|---|---|---|---|---|---|",
         ]
         for name, found in rows.items():
@@ -287,11 +245,11 @@ def tables(cells: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
             clean = spread([100 * c["curve"]["accuracy"][0] for c in found])
             lines.append(
                 f"| {name} | {clean} | {midpoints(found, 'curve')} | {midpoints(found, 'relative')} | {ratio} | {share} "
-                f"| {found[0]['weight bits'] / 1000:.0f} |"
+                f"| {found[0]['kbyte']:.0f} |"
             )
         lines += [
             f"\n| {kind} | under the suite without noise, % | ... on one noisy chip (seed 0) | clean on it, % "
-            "| MAC + AC of a sample | of them in float32, nJ |",
+            "| energy of a sample: operations, nJ | ... with traffic and what is usually forgotten, nJ |",
             "|---|---|---|---|---|---|",
         ]
         for name, found in rows.items():
@@ -300,9 +258,9 @@ def tables(cells: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
             first = found[0].get("robust noisy")
             noisy = f"{100 * first[0]:.0f} [{100 * first[1]:.0f}, {100 * first[2]:.0f}]" if first else ""
             clean = f"{100 * first[3]:.0f}" if first else ""
-            operations = f"{np.mean([c['mac'] for c in found]):,.0f} + {np.mean([c['ac'] for c in found]):,.0f}"
-            energy = f"{np.mean([c['float32 nJ'] for c in found]):.0f}"
-            lines.append(f"| {name} | {attacked} | {noisy} | {clean} | {operations} | {energy} |")
+            usual = spread([c["energy"]["usual"] for c in found], 0)
+            whole = spread([sum(c["energy"].values()) for c in found], 0)
+            lines.append(f"| {name} | {attacked} | {noisy} | {clean} | {usual} | {whole} |")
     return "\n".join(lines)
 
 
@@ -311,9 +269,7 @@ def figure(kind: str, names: Sequence[str], settings: Settings, folder: Path) ->
     found = {}
     test = data.take(data.load("fashion-mnist", "test"), settings.test)
     for name in names:
-        model = stored(
-            models.load(folder / f"{settings.name(kind, 0, name)}.safetensors"), METHODS[name], settings.bits
-        )
+        model = frozen(models.load(folder / f"{settings.name(kind, 0, name)}.safetensors")).eval()
         curve = accuracy_over_noise(model, test, SIGMAS, chips=settings.chips)
         found[name] = fit_midpoint(curve)
     plot_midpoints(folder / f"{settings.network}-{kind}-{settings.bits}bit.png", found)
@@ -331,7 +287,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--attacked", type=int, help="images for the suite")
     parser.add_argument("--kinds", choices=KINDS, nargs="+", default=KINDS)
-    parser.add_argument("--methods", choices=METHODS, nargs="+", default=AT_HAND)
+    parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
     parser.add_argument("--no-suite", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--figure", choices=METHODS, nargs="+", help="of these methods, from trained networks")
@@ -352,7 +308,7 @@ def main() -> None:
             for name in given.methods:
                 path = folder / f"{settings.name(kind, seed, name)}.json"
                 if given.tables:
-                    ready = path.exists() and "ratio" in (found := json.loads(path.read_text()))
+                    ready = path.exists() and "energy" in (found := json.loads(path.read_text()))
                     if ready:
                         cells.setdefault((kind, name), []).append(found)
                 else:

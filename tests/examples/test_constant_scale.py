@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from snnrobust import data
+from snnrobust.quantization import frozen
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +41,7 @@ def run(study, monkeypatch, capsys, folder, *more):
 
 @pytest.mark.slow
 def test_it_runs_resumes_and_shows_its_tables(study, monkeypatch, capsys, tmp_path):
-    some = ("--methods", "float", "varied", "--no-suite", "--kinds", "ANN")
+    some = ("--methods", "float", "constant, noisy", "--no-suite", "--kinds", "ANN")
     first = run(study, monkeypatch, capsys, tmp_path, *some)
     assert "mlp-ANN-float-seed0\n" in first
     again = run(study, monkeypatch, capsys, tmp_path, *some)
@@ -49,7 +50,7 @@ def test_it_runs_resumes_and_shows_its_tables(study, monkeypatch, capsys, tmp_pa
     assert run(study, monkeypatch, capsys, tmp_path, *some, "--tables") == table
     assert (tmp_path / "quick" / "mlp-4bit.md").read_text() + "\n" == table
     found = json.loads((tmp_path / "quick" / "mlp-ANN-float-seed0.json").read_text())
-    assert found["weight bits"] == 32 * (784 * 64 + 64 * 64 + 640)
+    assert found["kbyte"] == pytest.approx(4e-3 * (784 * 64 + 64 * 64 + 640))
     assert len(found["ratio"]) == 3
     run(study, monkeypatch, capsys, tmp_path, *some, "--figure", "float")
     assert (tmp_path / "quick" / "mlp-ANN-4bit.png").exists()
@@ -63,6 +64,17 @@ def test_filled_networks_have_the_range_of_a_constant_scale(study):
         for a, b in zip(study.synaptic(plain).values(), study.synaptic(filled).values(), strict=True):
             assert float(b.weight.detach().abs().max()) == pytest.approx(0.25)
             assert torch.allclose(a.weight / a.weight.abs().max() * 0.25, b.weight)
+
+
+@pytest.mark.parametrize("name", ["constant", "constant x 4", "min-max", "learned"])
+def test_weights_have_the_levels_of_their_scale(study, name):
+    """Of 4 bits at most 15 levels; of a constant scale the largest is the limit, whatever the training."""
+    method = study.METHODS[name]
+    model = frozen(study.untrained("ANN", method, study.Settings(), 0))
+    for layer in study.synaptic(model).values():
+        assert len(layer.weight.unique()) <= 15
+        if method.scale == "constant":
+            assert float(layer.weight.detach().abs().max()) == pytest.approx(method.limit)
 
 
 def test_relative_noise_is_in_units_of_each_layer(study):
