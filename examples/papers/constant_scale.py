@@ -191,6 +191,7 @@ def cell(kind: str, seed: int, name: str, settings: Settings, folder: Path) -> d
         train(model, name, settings, seed)
         models.save(model, weights)
     learnt = models.load(weights)
+    bits = precision(learnt)
     model = frozen(learnt).eval()  # with plain weights
     test = data.take(data.load("fashion-mnist", "test"), settings.test)
     x = test[0][:200]
@@ -199,7 +200,7 @@ def cell(kind: str, seed: int, name: str, settings: Settings, folder: Path) -> d
         scaled = accuracy_over_noise(model, test, RELATIVE, noise=relative(model), chips=settings.chips, seed=seed)
         done({"curve": curve_json(curve), "relative": curve_json(scaled)})
     if "energy" not in found:
-        chip, bits = deploy(model, GaussianNoise(additive=1.0), seed=0), precision(learnt)
+        chip = deploy(model, GaussianNoise(additive=1.0), seed=0)
         report = estimate(count_operations(model, x), bits=bits)
         stored = [layer.weight.detach() for layer in synaptic(model).values()]
         done(

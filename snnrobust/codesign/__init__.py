@@ -3,6 +3,7 @@
 from snnrobust.codesign.accuracy_predictor import AccuracyPredictor, accuracy_predictor
 from snnrobust.codesign.chip_tuning import ChipTuner, chip_accuracy, fit_knobs, fit_tuner, tune
 from snnrobust.codesign.knobs import with_knobs
+from snnrobust.codesign.membership_leakage import Leakage, Verdicts, over_victims
 from snnrobust.codesign.midpoint import Midpoint, fit_midpoint, plot_midpoints
 from snnrobust.codesign.neuron_splitting import (
     Overhead,
@@ -12,6 +13,12 @@ from snnrobust.codesign.neuron_splitting import (
     triplicate_neurons,
 )
 from snnrobust.codesign.noise_curve import NoiseCurve, accuracy_over_noise
+from snnrobust.codesign.quantized_membership import (
+    FittedQuantizer,
+    MembershipExperiment,
+    early_stops,
+    membership_experiment,
+)
 from snnrobust.codesign.signature import compact_images, signature, signatures
 from snnrobust.codesign.surgical_noise import SurgicalNoise
 from snnrobust.codesign.surgical_result import Judgement, Score, SurgicalResult, Trial
@@ -20,7 +27,10 @@ from snnrobust.codesign.tuning_report import TuningReport, Yield, chip_yield, ju
 __all__ = [
     "AccuracyPredictor",
     "ChipTuner",
+    "FittedQuantizer",
     "Judgement",
+    "Leakage",
+    "MembershipExperiment",
     "Midpoint",
     "NoiseCurve",
     "Overhead",
@@ -29,6 +39,7 @@ __all__ = [
     "SurgicalResult",
     "Trial",
     "TuningReport",
+    "Verdicts",
     "Yield",
     "accuracy_over_noise",
     "accuracy_predictor",
@@ -36,10 +47,13 @@ __all__ = [
     "chip_accuracy",
     "chip_yield",
     "compact_images",
+    "early_stops",
     "fit_knobs",
     "fit_midpoint",
     "fit_tuner",
     "judge_tuning",
+    "membership_experiment",
+    "over_victims",
     "overhead",
     "plot_midpoints",
     "signature",

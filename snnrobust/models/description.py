@@ -38,7 +38,7 @@ from snnrobust.neurons import NEURONS, Recurrent
 from snnrobust.neurons.surrogate import SURROGATES, Surrogate
 from snnrobust.quantization.quantizer import Quantizer
 from snnrobust.quantization.signals import QuantizedMembrane, SignalQuantizer
-from snnrobust.quantization.weights import quantize_weight, weight_quantizer
+from snnrobust.quantization.weights import WeightQuantizer, quantize_weight, weight_quantizer
 
 __all__ = ["MODULES", "build", "describe"]
 
@@ -80,8 +80,8 @@ def describe(module: nn.Module) -> dict[str, Any]:
         raise TypeError(
             "a layer with weights that stands in two places cannot be described: keep its state_dict() yourself"
         )
-    if parametrize.is_parametrized(module):
-        return _describe_quantized(module)
+    if (quantizer := weight_quantizer(module)) is not None:
+        return _describe_quantized(module, quantizer)
     for name, kind in _CONTAINERS.items():
         if type(module) is kind:
             return {
@@ -104,13 +104,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
     )
 
 
-def _describe_quantized(layer: nn.Module) -> dict[str, Any]:
-    quantizer = weight_quantizer(layer)
-    if quantizer is None or list(layer.parametrizations) != ["weight"] or len(layer.parametrizations["weight"]) != 1:  # type: ignore[arg-type, index]
-        raise TypeError(
-            f"{type(layer).__name__} cannot be described: of parametrizations, quantized weights alone are known. Make others "
-            "permanent by parametrize.remove_parametrizations"
-        )
+def _describe_quantized(layer: nn.Module, quantizer: WeightQuantizer) -> dict[str, Any]:
     kind = parametrize.type_before_parametrizations(layer)
     for name, known in _classes().items():
         if kind is known:
