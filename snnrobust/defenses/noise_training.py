@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from snnrobust import checks
 from snnrobust.defenses.noise_strength import NoiseStrength
 from snnrobust.draws import Stream, derive
 from snnrobust.hardware import Backend, Chain, GaussianNoise, on_chips
@@ -33,6 +34,7 @@ class NoiseTraining(BPTT):
         backend: What the chips do; default ``GaussianNoise(multiplicative=0.1)``.
         backends: Several, in order, in place of ``Chain(*backends)``: as experiment files name them.
         strength: How strong the Gaussian noise is at each batch: variance-aware training. Default: as the backend says.
+            A mapping of its arguments is one too: as experiment files name it.
 
     Source: Qin and Vucinic 2018 (arXiv:1811.10649), for the noise of :class:`~snnrobust.hardware.GaussianNoise`.
     """
@@ -41,7 +43,7 @@ class NoiseTraining(BPTT):
 
     backend: Backend | None = None
     backends: tuple[Backend, ...] = ()
-    strength: NoiseStrength | None = None
+    strength: NoiseStrength | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +62,10 @@ class NoiseTraining(BPTT):
         object.__setattr__(self, "backends", ())
         if self.strength is None:
             return
+        if isinstance(self.strength, Mapping):
+            for name in self.strength:
+                checks.choice("strength argument", name, [f.name for f in fields(NoiseStrength)])
+            object.__setattr__(self, "strength", NoiseStrength(**self.strength))
         if not isinstance(self.strength, NoiseStrength):
             raise TypeError(
                 f"strength must be a NoiseStrength such as NoiseStrength(spread=0.3), got {self.strength!r:.80}"
@@ -79,7 +85,7 @@ class NoiseTraining(BPTT):
     def lend(self, model: nn.Module, example: Tensor) -> Iterator[Lent]:
         assert self.backend is not None
         with super().lend(model, example) as lent, on_chips(model, self.backend) as make:
-            vary = None if self.strength is None else _Varied(model, self.strength)
+            vary = _Varied(model, self.strength) if isinstance(self.strength, NoiseStrength) else None
 
             def before(stream: Stream, _: Tensor) -> None:
                 make(derive(stream.key, "chip"))

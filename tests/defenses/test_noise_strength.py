@@ -147,6 +147,34 @@ def test_bad_batches_and_keys_are_named():
         VARIED.factor(0.5, 1)
 
 
+def test_experiment_files_name_it():
+    from snnrobust.experiments import parse
+    from snnrobust.experiments.build import build_rule, rehearse
+
+    def rule(strength):
+        text = f"""
+name = "noisy"
+[[models]]
+name = "snn"
+[models.training.rule]
+type = "NoiseTraining"
+backends = [{{ type = "GaussianNoise", additive = 0.3 }}]
+strength = {strength}
+[[attacks]]
+name = "pgd"
+attack = {{ type = "PGD" }}
+"""
+        experiment = parse(text, "here")
+        rehearse(experiment)
+        return build_rule(experiment.models[0], 0)
+
+    assert rule("{ spread = 0.5, ramp = 10, start = 0.0 }").strength == NoiseStrength(spread=0.5, ramp=10, start=0.0)
+    with pytest.raises(ValueError, match=r"rule: strength argument must be one of spread.*did you mean 'spread'"):
+        rule("{ sprad = 0.5 }")
+    with pytest.raises(ValueError, match=r"rule: spread must be in \[0, 10\]"):
+        rule("{ spread = -1.0 }")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
