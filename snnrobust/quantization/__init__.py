@@ -1,5 +1,8 @@
 """Quantizers: levels, scales and gradients, for weights, signals and membranes. ``Uniform`` is a hardware backend."""
 
+from snnrobust.quantization.codes import WeightCodes, weight_codes
+from snnrobust.quantization.export import IntegerFile, export_integers, load_integers, read_integers
+from snnrobust.quantization.integer import integer_layers, to_integer
 from snnrobust.quantization.levels import LEVELS, Binary, Integer, Levels, LevelSet, PowerOfTwo, Ternary
 from snnrobust.quantization.projection import least_squares_step, project
 from snnrobust.quantization.quantize import LayerPrecision, calibrate, frozen, precision, precision_table, quantize
@@ -12,6 +15,7 @@ __all__ = [
     "LEVELS",
     "Binary",
     "Integer",
+    "IntegerFile",
     "LayerPrecision",
     "LevelSet",
     "Levels",
@@ -21,14 +25,21 @@ __all__ = [
     "SignalQuantizer",
     "Ternary",
     "Uniform",
+    "WeightCodes",
     "WeightQuantizer",
     "calibrate",
+    "export_integers",
     "frozen",
+    "integer_layers",
     "least_squares_step",
+    "load_integers",
     "precision",
     "precision_table",
     "project",
     "quantize",
+    "read_integers",
+    "to_integer",
     "uniform",
+    "weight_codes",
     "weight_quantizer",
 ]

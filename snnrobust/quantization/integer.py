@@ -15,7 +15,7 @@ from snnrobust.layers import Dropout, Residual, Sequential
 from snnrobust.models.classifier import SpikingClassifier
 from snnrobust.neurons import Neuron
 from snnrobust.quantization.codes import WeightCodes, weight_codes
-from snnrobust.quantization.integer_layers import InputCodes, IntegerConv2d, IntegerLayer, IntegerLinear, input_codes
+from snnrobust.quantization.int8 import InputCodes, IntegerConv2d, IntegerLayer, IntegerLinear, input_codes
 from snnrobust.quantization.signals import QuantizedMembrane, SignalQuantizer
 from snnrobust.quantization.weights import weight_quantizer
 

@@ -288,7 +288,8 @@ def input_codes(signal: SignalQuantizer) -> InputCodes | str:
         return f"its inputs have levels {levels}, which are no integers"
     if levels.bits > 8:
         return f"its inputs have {levels.bits} bits, more than 8"
-    step, zero = signal.grid()
+    with torch.no_grad():
+        step, zero = signal.grid()
     if not float(step) > 0:
         return "the range of its inputs is 0"
     zero_point = 0 if zero is None else int(zero)
