@@ -147,7 +147,7 @@ class Split(nn.Module):
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:
-        r"""For another :math:`\rho`: the multiplier :math:`\rho U` stays, so U is divided by what :math:`\rho` is multiplied with."""
+        r"""For a :math:`\rho` that is ``factor`` times the last: the multiplier :math:`\rho U` stays."""
         for _, _, u in self:
             u.div_(factor)
 

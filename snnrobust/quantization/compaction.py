@@ -18,9 +18,9 @@ __all__ = ["compact"]
 def compact(model: nn.Module, example: Tensor) -> nn.Module:
     """A copy without the channels that no next layer reads; call :func:`~snnrobust.quantization.purify` first, which finds them.
 
-    Removed are the filter, its bias, its part of ``nn.BatchNorm``, :class:`~snnrobust.layers.BNTT`, ``TDBN`` and ``TEBN`` (statistics
-    too), and the next layer's weights for it. At least one channel stays. Outputs in eval mode are equal but for the
-    order in which sums are rounded, in models that draw nothing: the draws of removed channels are not there any more.
+    Removed are the filter, its bias, its part of ``nn.BatchNorm``, ``BNTT``, ``TDBN`` and ``TEBN`` (statistics too), and the
+    next layer's weights for it. At least one channel stays. Outputs in eval mode are equal but for the order in which sums are
+    rounded, in models that draw nothing: the draws of removed channels are not there any more.
     Layers in front of a residual sum, grouped layers, and those followed by neurons with constants of each channel stay whole.
     An optimizer has to be made anew, as every training of ours does.
 
@@ -72,7 +72,7 @@ def _remove(model: nn.Module, path: Path, left: Tensor) -> None:
     if isinstance(last, nn.Linear):
         last.in_features = last.weight.shape[1]
     else:
-        last.in_channels = last.weight.shape[1]  # type: ignore[union-attr,index,assignment]
+        last.in_channels = last.weight.shape[1]  # type: ignore[index,assignment]
 
 
 def _shorten(module: nn.Module, name: str, left: Tensor, axis: int) -> None:

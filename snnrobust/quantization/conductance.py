@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def pair_levels(states: Sequence[float], *, both: bool = False) -> tuple[float, 
     found = [checks.number("states", g, 0.0) for g in states]
     if len(found) < 2:
         raise ValueError(f"states must be at least two conductances, got {len(found)}: one level can store nothing")
-    if any(a >= b for a, b in zip(found, found[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(found)):
         raise ValueError(f"states must ascend, each once, got {list(states)!r:.120}: sort them and drop duplicates")
     g = torch.tensor(found, dtype=torch.float64)
     span = g[-1] - g[0]
@@ -62,8 +63,8 @@ def fit_scale(weight: Tensor, levels: Sequence[float]) -> float:
     r"""s > 0 with a small :math:`\min_\ell \|w - s \ell\|`; at most that of :math:`s = \max|w| / \max|\ell|`.
 
     The distance is not convex in s. The best of a grid up to :math:`\max|w| / \max|\ell|` is improved by alternating levels and
-    least squares, :math:`s = \langle w, \ell \rangle / \langle \ell, \ell \rangle`, neither of which can raise it. Zeros take no part.
-    A weight of zeros has the scale 1.
+    least squares, :math:`s = \langle w, \ell \rangle / \langle \ell, \ell \rangle`, neither of which can raise it. Zeros take
+    no part. A weight of zeros has the scale 1.
     """
     values = torch.tensor(levels, dtype=torch.float64, device=weight.device)
     w = weight.detach().double()
@@ -109,7 +110,7 @@ class NearestLevel:
         levels = tuple(checks.number("levels", level) for level in self.levels)
         if len(levels) < 2:
             raise ValueError(f"levels must be at least two values, got {len(levels)}: see pair_levels")
-        if any(a >= b for a, b in zip(levels, levels[1:], strict=False)):
+        if any(a >= b for a, b in pairwise(levels)):
             raise ValueError(f"levels must ascend, each once, got {list(levels)!r:.120}: sort them and drop duplicates")
         if 0.0 not in levels:
             raise ValueError(

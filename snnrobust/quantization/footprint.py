@@ -2,8 +2,8 @@ r"""Size of a pruned and quantized network, and what it takes of crossbars: coun
 
 .. math:: \text{compression} = \frac{32 \, N}{\sum_l b_l \, n_l}
 
-with N all weights, and of layer l :math:`n_l` the weights that are not zero and :math:`b_l` the bits of one. Indices of sparse weights
-are not counted, as in papers of structured pruning: a structure needs few.
+with N all weights, and of layer l :math:`n_l` the weights that are not zero and :math:`b_l` the bits of one. Indices of sparse
+weights are not counted: of a structure they are few.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def footprint(
     columns: int = 64,
     arrays: int = 2,
     device_bits: int | None = None,
-    costs: CrossbarCosts = CrossbarCosts(),  # noqa: B008 (frozen: safe to share)
+    costs: CrossbarCosts = CrossbarCosts(),
 ) -> Footprint:
     """Weights, bits, crossbars and converters of ``model`` as it is: what is zero in it counts as pruned.
 
@@ -180,8 +180,8 @@ def footprint(
         bits: Of a stored weight, 1 to 32: for all layers, or by layer (the others have 32).
         rows, columns: Of a crossbar.
         arrays: Arrays that hold one tile: 2 for differential pairs.
-        device_bits: Bits of magnitude that one device holds; a weight of b bits then takes ``ceil((b - 1) / device_bits)`` slices of
-            each array. None: a device holds a whole magnitude, whatever its bits.
+        device_bits: Bits of magnitude that one device holds; a weight of b bits then takes ``ceil((b - 1) / device_bits)``
+            slices of each array. None: a device holds a whole magnitude, whatever its bits.
         costs: Of a crossbar and a converter.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which channels of one synaptic layer reach the next: pairs of layers with nothing between them but what keeps channels apart."""
+"""Which channels of one synaptic layer reach the next, where nothing between the two mixes channels."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ class Path:
         """The last layer's weight by channel, ``[C, out, *]``; a view that can be changed."""
         weight = model.get_submodule(self.last).weight
         assert isinstance(weight, Tensor)
-        channels = self.shape[0]
-        return weight.detach().unflatten(1, (channels, weight.shape[1] // channels)).transpose(0, 1)
+        view: Tensor = weight.detach().unflatten(1, (self.shape[0], -1)).transpose(0, 1)
+        return view
 
 
 def paths(model: nn.Module, example: Tensor) -> list[Path]:
@@ -150,9 +150,10 @@ def paths(model: nn.Module, example: Tensor) -> list[Path]:
             continue
         timed = sees_time(model, first)
         shape, steps = shapes[first][1:], shapes[first][0] if timed else 0
-        inputs = model.get_submodule(last).weight.shape[1]  # type: ignore[union-attr,index]
-        if inputs % shape[0] == 0 and _fits(model, last, between, shape):
-            found.append(Path(first, last, between, inputs // shape[0], shape, steps))  # type: ignore[operator]
+        weight = model.get_submodule(last).weight
+        assert isinstance(weight, Tensor)
+        if weight.shape[1] % shape[0] == 0 and _fits(model, last, between, shape):
+            found.append(Path(first, last, between, weight.shape[1] // shape[0], shape, steps))
     return found
 
 

@@ -47,9 +47,9 @@ def purify(model: nn.Module, example: Tensor, *, fold: bool = True) -> Purificat
     Repeated until nothing changes, over each pair of neighbouring layers (:func:`~snnrobust.quantization.paths.paths`):
 
     - a filter that the next layer does not read becomes zero, with its bias and the scale and offset of its normalisation;
-    - a filter without weights gives a constant: its bias, then what normalisation, activation, neuron and pooling make of it. That
-      constant is computed, at every time step and place. Where it is zero, the next layer's weights for it become zero; where it
-      is not, ``fold`` adds their product to the next layer's bias: possible if it is alike at all time steps and, for a
+    - a filter without weights gives a constant: its bias, then what normalisation, activation, neuron and pooling make of it.
+      That constant is computed, at every time step and place. Where it is zero, the next layer's weights for it become zero;
+      where it is not, ``fold`` adds their product to the next layer's bias: possible if it is alike at all time steps and, for a
       convolution, at all places and without a border of zeros. Otherwise the channel stays, and the result says why.
 
     While training, batch normalisation turns a constant channel into its offset whatever the constant: the function is kept in
@@ -68,7 +68,7 @@ def purify(model: nn.Module, example: Tensor, *, fold: bool = True) -> Purificat
     routes = paths(copy, example)
     if not routes:
         raise ValueError(
-            "the model has no two nn.Linear or nn.Conv layers in a Sequential with channelwise modules between them: there is no path"
+            "the model has no path: two nn.Linear or nn.Conv layers in a Sequential, with nothing between them that mixes channels"
         )
     found = Purification(copy)
     before = _weights(copy)
@@ -97,12 +97,12 @@ def _drop_unread(model: nn.Module, path: Path, found: Purification) -> bool:
     unread = ~path.read(model)
     parts = [(f"{path.first}.weight", layer.weight)]
     if layer.bias is not None:
-        parts.append((f"{path.first}.bias", layer.bias))  # type: ignore[arg-type]
+        parts.append((f"{path.first}.bias", layer.bias))
     for name in path.between:
         norm = model.get_submodule(name)
         if isinstance(norm, nn.modules.batchnorm._BatchNorm | BNTT | TEBN):
             parts += [
-                (f"{name}.{p}", v) for p, v in norm.named_parameters(recurse=False)  # type: ignore[misc]
+                (f"{name}.{p}", v) for p, v in norm.named_parameters(recurse=False)
                 if p in ("weight", "bias") and v.shape[-1] == len(unread)
             ]  # fmt: skip
     changed = False
@@ -157,6 +157,6 @@ def _fold(model: nn.Module, path: Path, channel: int, steady: Steady) -> str:
     else:
         offset = weight @ value.double()
     if layer.bias is None:
-        layer.bias = nn.Parameter(torch.zeros_like(layer.weight[:, 0].flatten(1)[:, 0]))  # type: ignore[index]
+        layer.bias = nn.Parameter(torch.zeros_like(layer.weight[:, 0].flatten(1)[:, 0]))
     layer.bias.copy_(layer.bias.double() + offset)  # type: ignore[operator]
     return ""
