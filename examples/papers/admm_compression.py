@@ -5,11 +5,11 @@
     python examples/papers/admm_compression.py --quick                  # two minutes; the numbers mean nothing
     python examples/papers/admm_compression.py --tables                 # computes nothing: the table of what is there
 
-After Yuan et al. 2019 (arXiv:1908.11691). An ordinary and a spiking network of the same layers are trained, half of the filters of
-the first convolution and three quarters of those of the second and of the hidden dense layer are pruned, and the rest is mapped to
-the levels of differential pairs. One-shot variants project at once and train for as many epochs in all. Robust accuracy is that
-under the standard suite on the first test images, of the model with the removed channels taken out. A cell that is done is on
-disk; an interrupted run goes on from there.
+After Yuan et al. 2019 (arXiv:1908.11691). An ordinary and a spiking network of the same layers are trained; half of the filters
+of the first convolution and three quarters of those of the second and of the hidden dense layer are pruned; what is left is
+mapped to the levels of differential pairs. One-shot variants project at once and train for as many epochs in all. Robust
+accuracy is that under the standard suite on the first test images, of the model with the removed channels taken out. A cell that
+is done is on disk; an interrupted run goes on from there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,14 @@ from snnrobust.learning_rules import BPTT
 from snnrobust.models import Conv, Dense, Pool
 from snnrobust.models.checkpoint import write_bytes
 from snnrobust.quantization import CrossbarCosts, Filters, Keep, NearestLevel, compact, footprint, pair_levels
-from snnrobust.statistics import wilson
+from snnrobust.statistics import mean_interval
 
 KINDS = ("ANN", "SNN")
 SHARES = (0.5, 0.25, 0.25)
 BITS = (4, 3, 2)
 MAC, AC = 4.6, 0.9  # pJ at 45 nm, 32-bit floating point
-PUBLISHED = """Published (VGG-16 / ResNet-18, as our copy gives them): compression 29.81 / 20.88, power -98.38 / -96.96 %, area -98.29 / -97.47 %,
-accuracy -0.5 / -0.76 points."""
+PUBLISHED = """Published, VGG-16 / ResNet-18: compression 29.81 / 20.88, power -98.38 / -96.96 %, area -98.29 / -97.47 %, accuracy
+-0.5 / -0.76 points."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,15 @@ def levels_of(bits: int) -> NearestLevel:
     return NearestLevel(pair_levels(tuple(float(i) for i in range(2 ** (bits - 1)))))
 
 
-def variants(kind: str, seed: int, s: Settings) -> dict[str, tuple[nn.Module, int, dict[str, Any]]]:
-    """By name the model, the bits of its weights, and residuals."""
+@dataclass(frozen=True)
+class Variant:
+    model: nn.Module
+    bits: int = 32
+    masks: dict[str, torch.Tensor] | None = None
+    residuals: dict[str, Any] = field(default_factory=dict)
+
+
+def variants(kind: str, seed: int, s: Settings) -> dict[str, Variant]:
     train = data.take(data.load(s.dataset, "train"), s.train)
     rule = BPTT(lr=3e-3, batch_size=32, schedule="cosine", seed=seed)
     dense = build(kind, seed, s)
@@ -93,32 +100,33 @@ def variants(kind: str, seed: int, s: Settings) -> dict[str, tuple[nn.Module, in
     names = synaptic(dense)
     keep = {name: Keep(Filters(), share) for name, share in zip(names, SHARES, strict=False)}
     pull = {"rho": 0.1, "growth": 2.0, "progress": False}
-    found: dict[str, tuple[nn.Module, int, dict[str, Any]]] = {"dense": (dense, 32, {})}
+    found = {"dense": Variant(dense)}
     once = compress(dense, rule, train, keep=keep, epochs=0, retrain=s.admm + s.retrain, progress=False)
-    found["one-shot filters"] = (once.model, 32, {})
+    found["one-shot filters"] = Variant(once.model, masks=once.masks)
     pruned = compress(dense, rule, train, keep=keep, epochs=s.admm, retrain=s.retrain, **pull)
-    found["ADMM filters"] = (pruned.model, 32, _residuals(pruned))
+    found["ADMM filters"] = _variant(pruned)
     for bits in BITS:
         levels = {name: levels_of(bits) for name in names}
         short, long = s.level_retrain, s.level_admm + s.level_retrain
         mapped = compress(
             pruned.model, rule, train, levels=levels, masks=pruned.masks, epochs=s.level_admm, retrain=short, **pull
         )
-        found[f"ADMM filters, {bits} bits by ADMM"] = (mapped.model, bits, _residuals(mapped))
+        found[f"ADMM filters, {bits} bits by ADMM"] = _variant(mapped, bits)
         if bits == BITS[-1]:
             plain = compress(
                 pruned.model, rule, train, levels=levels, masks=pruned.masks, epochs=0, retrain=long, progress=False
             )
-            found[f"ADMM filters, {bits} bits by straight-through alone"] = (plain.model, bits, {})
+            found[f"ADMM filters, {bits} bits by straight-through alone"] = _variant(plain, bits)
     return found
 
 
-def _residuals(c: Compressed) -> dict[str, Any]:
+def _variant(c: Compressed, bits: int = 32) -> Variant:
     found = c.quantization or c.pruning
-    return {} if found is None else found.to_json()
+    return Variant(c.model, bits, c.masks, {} if found is None else found.to_json())
 
 
-def measure(model: nn.Module, bits: int, s: Settings) -> dict[str, Any]:
+def measure(variant: Variant, s: Settings) -> dict[str, Any]:
+    model = variant.model
     x, y = data.take(data.load(s.dataset, "test"), s.test)
     small = compact(model, x[:1])
     with torch.no_grad():
@@ -127,7 +135,7 @@ def measure(model: nn.Module, bits: int, s: Settings) -> dict[str, Any]:
     report = evaluate(small, (x, y), suite, n=s.n, controls=False, progress=False, examples=0)
     rows = {row["attack"]: row for row in report.rows}
     counted = count_operations(small, x[:64])
-    size = footprint(model, bits=bits, rows=s.tile, columns=s.tile, costs=CrossbarCosts())
+    size = footprint(model, bits=variant.bits, rows=s.tile, columns=s.tile, masks=variant.masks, costs=CrossbarCosts())
     return {
         "clean": float((logits.argmax(1) == y).double().mean()), "differs": float((logits - whole).abs().max()),
         "clean_n": rows["clean"]["accuracy"], "robust": rows["worst case"]["accuracy"],
@@ -146,11 +154,11 @@ def run(kind: str, seed: int, s: Settings, folder: Path) -> None:
         warnings.simplefilter("ignore", ADMMWarning)  # the table has the residuals
         trained = variants(kind, seed, s)
     print(f"{kind}, seed {seed}: trained in {time.process_time() - began:.0f} CPU seconds", flush=True)
-    for name, (model, bits, residuals) in trained.items():
+    for name, variant in trained.items():
         if name in results:
             continue
         began = time.process_time()
-        results[name] = {**measure(model, bits, s), "residuals": residuals}
+        results[name] = {**measure(variant, s), "residuals": variant.residuals}
         found = results[name]
         print(
             f"  {name}: clean {found['clean']:.3f}, robust {found['robust']:.2f}, compression {found['compression']:.1f}, "
@@ -175,8 +183,8 @@ def table(kind: str, seeds: Sequence[int], s: Settings, folder: Path) -> str:
             continue
         rows = [r[name] for r in results if name in r]
         dense = [r["dense"] for r in results if name in r]
-        robust = round(sum(r["robust"] for r in rows) * s.n)
-        low, high = wilson(robust, s.n * len(rows))
+        right, n = round(sum(r["robust"] for r in rows) * s.n), s.n * len(rows)
+        low, high = mean_interval(np.array([1.0] * right + [0.0] * (n - right)))
         last = [r["residuals"]["rounds"][-1] for r in rows if r["residuals"]]
         saved = [-100 * (1 - r[what] / d[what]) for what in ("area", "power") for r, d in zip(rows, dense, strict=True)]
         lines.append(

@@ -2,7 +2,7 @@ r"""Size of a pruned and quantized network, and what it takes of crossbars: coun
 
 .. math:: \text{compression} = \frac{32 \, N}{\sum_l b_l \, n_l}
 
-with N all weights, and of layer l :math:`n_l` the weights that are not zero and :math:`b_l` the bits of one. Indices of sparse
+with N all weights, and of layer l :math:`n_l` the weights that are stored and :math:`b_l` the bits of one. Indices of sparse
 weights are not counted: of a structure they are few.
 """
 
@@ -55,7 +55,7 @@ class LayerFootprint:
 
     Attributes:
         name: As in ``model.named_modules()``.
-        weights, kept: All of them, and those that are not zero.
+        weights, kept: All of them, and those that are stored.
         bits: Of one.
         crossbars: Arrays that hold a weight, of all tiles where they lie; both arrays of the pairs, all slices.
         all_crossbars: Arrays of the layer if none is left out.
@@ -93,7 +93,7 @@ class Footprint:
 
     @property
     def bits(self) -> int:
-        """Of all weights that are not zero."""
+        """Of all weights that are stored."""
         return sum(layer.bits * layer.kept for layer in self.layers)
 
     @property
@@ -171,12 +171,15 @@ def footprint(
     columns: int = 64,
     arrays: int = 2,
     device_bits: int | None = None,
+    masks: Mapping[str, Tensor] | None = None,
     costs: CrossbarCosts = CrossbarCosts(),
 ) -> Footprint:
     """Weights, bits, crossbars and converters of ``model`` as it is: what is zero in it counts as pruned.
 
     Args:
         model: Its ``nn.Linear`` and ``nn.Conv1d/2d/3d`` layers are counted; biases and normalisation are not.
+        masks: By the name of a parameter, False where a weight is not stored, as ``compress(...).masks``: a weight whose level
+            happens to be zero is stored like any other. Default: what is zero is not stored.
         bits: Of a stored weight, 1 to 32: for all layers, or by layer (the others have 32).
         rows, columns: Of a crossbar.
         arrays: Arrays that hold one tile: 2 for differential pairs.
@@ -207,21 +210,27 @@ def footprint(
             raise ValueError(f"bits must be in 1..{FLOAT_BITS}, got {own}")
         slices = 1 if device_bits is None else max(1, -(-(own - 1) // device_bits))
         weight = layer.weight.detach()
-        matrix = Operation.of(layer).matrix(weight)
-        layers.append(_layer(name, matrix, own, rows, columns, arrays * slices, costs.columns_per_adc))
+        stored = weight != 0
+        if masks is not None:
+            stored = masks.get(f"{name}.weight", torch.ones_like(stored)).to(weight.device)
+            if stored.shape != weight.shape or bool((weight[~stored] != 0).any()):
+                raise ValueError(
+                    f"the mask of {name}.weight has another shape, or leaves out what is not zero: it is of another model"
+                )
+        layers.append(
+            _layer(name, Operation.of(layer).matrix(stored), own, rows, columns, arrays * slices, costs.columns_per_adc)
+        )
     return Footprint(tuple(layers), costs)
 
 
 def _layer(name: str, matrix: Tensor, bits: int, rows: int, columns: int, arrays: int, shared: int) -> LayerFootprint:
-    """Of ``[groups, K, out / groups]``."""
+    """Of what is stored, bool ``[groups, K, out / groups]``."""
     tiling = Tiling(matrix.shape[-2], matrix.shape[-1], rows, columns)
-    used = tiling.cut((matrix != 0).to(torch.uint8), 0).bool()  # [groups, R, C, rows, columns]
+    used = tiling.cut(matrix.to(torch.uint8), 0).bool()  # [groups, R, C, rows, columns]
     busy = used.any(-2).sum(-1)  # columns of each tile that hold a weight
-    packed = sum(
-        -(-int(one.any(1).sum()) // rows) * -(-int(one.any(0).sum()) // columns) for one in (matrix != 0).unbind(0)
-    )
+    packed = sum(-(-int(one.any(1).sum()) // rows) * -(-int(one.any(0).sum()) // columns) for one in matrix.unbind(0))
     return LayerFootprint(
-        name, matrix.numel(), int((matrix != 0).sum()), bits,
+        name, matrix.numel(), int(matrix.sum()), bits,
         arrays * int((busy > 0).sum()), arrays * len(matrix) * math.prod(tiling.grid), arrays * packed,
         arrays * int(((busy + shared - 1) // shared).sum()),
     )  # fmt: skip

@@ -68,7 +68,7 @@ def purify(model: nn.Module, example: Tensor, *, fold: bool = True) -> Purificat
     routes = paths(copy, example)
     if not routes:
         raise ValueError(
-            "the model has no path: two nn.Linear or nn.Conv layers in a Sequential, with nothing between them that mixes channels"
+            "the model has no path: two nn.Linear or nn.Conv layers in a Sequential with nothing between that mixes channels"
         )
     found = Purification(copy)
     before = _weights(copy)
