@@ -157,6 +157,6 @@ def _fold(model: nn.Module, path: Path, channel: int, steady: Steady) -> str:
     else:
         offset = weight @ value.double()
     if layer.bias is None:
-        layer.bias = nn.Parameter(torch.zeros_like(layer.weight[:, 0].flatten(1)[:, 0]))
+        layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
     layer.bias.copy_(layer.bias.double() + offset)  # type: ignore[operator]
     return ""

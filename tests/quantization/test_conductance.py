@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from snnrobust.hardware.pairs import to_pair, weight_unit
 from snnrobust.quantization import NearestLevel, fit_scale, nearest_level, pair_levels
 
-STATES = st.lists(st.integers(0, 1000), min_size=2, max_size=8, unique=True).map(lambda g: tuple(float(v) for v in sorted(g)))
+STATES = st.lists(st.integers(0, 1000), min_size=2, max_size=8, unique=True).map(
+    lambda g: tuple(float(v) for v in sorted(g))
+)
 
 
 def test_levels_by_hand():

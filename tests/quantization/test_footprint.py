@@ -18,7 +18,14 @@ def test_by_hand():
     # conv: matrix 4 x 4; linear: 16 x 3. Tiles of 4 x 2: 1 x 2 and 4 x 2; both arrays of the pairs
     found = footprint(network(), bits=8, rows=4, columns=2, costs=CrossbarCosts(columns_per_adc=2))
     conv, linear = found.layers
-    assert (conv.weights, conv.kept, conv.crossbars, conv.all_crossbars, conv.packed_crossbars, conv.adcs) == (16, 16, 4, 4, 4, 4)
+    assert (conv.weights, conv.kept, conv.crossbars, conv.all_crossbars, conv.packed_crossbars, conv.adcs) == (
+        16,
+        16,
+        4,
+        4,
+        4,
+        4,
+    )
     assert (linear.weights, linear.crossbars, linear.packed_crossbars, linear.adcs) == (48, 16, 16, 16)
     assert found.bits == 8 * 64
     assert found.compression() == 4.0
@@ -40,7 +47,12 @@ def test_by_hand_when_pruned():
     assert found.area == 2 * 12 + 3 * 16
     assert found.power == 0.5 * 12
     saved = found.reduction(footprint(network(), rows=4, columns=2, costs=costs))
-    assert saved == {"crossbars": 1 - 12 / 20, "adcs": 1 - 16 / 32, "area": 1 - 72 / (2 * 20 + 3 * 32), "power": 1 - 6 / 10}
+    assert saved == {
+        "crossbars": 1 - 12 / 20,
+        "adcs": 1 - 16 / 32,
+        "area": 1 - 72 / (2 * 20 + 3 * 32),
+        "power": 1 - 6 / 10,
+    }
 
 
 def test_slices_and_groups():

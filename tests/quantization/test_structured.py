@@ -92,7 +92,11 @@ def test_norms_and_ties():
     w = torch.tensor([[3.0, 4.0], [0.0, 5.0], [1.0, 0.0]])
     groups = Filters().groups(w, Operation())
     assert torch.equal(group_norms(w, groups), torch.tensor([5.0, 5.0, 1.0], dtype=torch.float64))
-    assert keep_strongest(w, groups, 1).tolist() == [[True, True], [False, False], [False, False]]  # the first of equals
+    assert keep_strongest(w, groups, 1).tolist() == [
+        [True, True],
+        [False, False],
+        [False, False],
+    ]  # the first of equals
 
 
 @pytest.mark.parametrize(
