@@ -18,7 +18,8 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -92,32 +93,52 @@ class Variant:
     residuals: dict[str, Any] = field(default_factory=dict)
 
 
-def variants(kind: str, seed: int, s: Settings) -> dict[str, Variant]:
+LONGER = "dense, trained as long as the pruned"
+
+
+def variants(kind: str, seed: int, s: Settings, done: Collection[str]) -> Iterator[tuple[str, Variant]]:
+    """By name; those that are done are left out where no other needs them."""
     train = data.take(data.load(s.dataset, "train"), s.train)
     rule = BPTT(lr=3e-3, batch_size=32, schedule="cosine", seed=seed)
     dense = build(kind, seed, s)
     BPTT(lr=2e-3, batch_size=32, schedule="cosine", seed=seed).fit(dense, train, epochs=s.epochs, progress=False)
+    yield "dense", Variant(dense)
+    if LONGER not in done:
+        longer = deepcopy(dense)
+        rule.fit(longer, train, epochs=s.admm + s.retrain, progress=False)
+        yield LONGER, Variant(longer)
     names = synaptic(dense)
     keep = {name: Keep(Filters(), share) for name, share in zip(names, SHARES, strict=False)}
     pull = {"rho": 0.1, "growth": 2.0, "progress": False}
-    found = {"dense": Variant(dense)}
-    once = compress(dense, rule, train, keep=keep, epochs=0, retrain=s.admm + s.retrain, progress=False)
-    found["one-shot filters"] = Variant(once.model, masks=once.masks)
+    if "one-shot filters" not in done:
+        once = compress(dense, rule, train, keep=keep, epochs=0, retrain=s.admm + s.retrain, progress=False)
+        yield "one-shot filters", Variant(once.model, masks=once.masks)
+    others = {"ADMM filters", *(by_admm(bits) for bits in BITS), DIRECTLY}
+    if others <= set(done):
+        return
     pruned = compress(dense, rule, train, keep=keep, epochs=s.admm, retrain=s.retrain, **pull)
-    found["ADMM filters"] = _variant(pruned)
+    yield "ADMM filters", _variant(pruned)
     for bits in BITS:
         levels = {name: levels_of(bits) for name in names}
         short, long = s.level_retrain, s.level_admm + s.level_retrain
-        mapped = compress(
-            pruned.model, rule, train, levels=levels, masks=pruned.masks, epochs=s.level_admm, retrain=short, **pull
-        )
-        found[f"ADMM filters, {bits} bits by ADMM"] = _variant(mapped, bits)
-        if bits == BITS[-1]:
+        if by_admm(bits) not in done:
+            mapped = compress(
+                pruned.model, rule, train, levels=levels, masks=pruned.masks, epochs=s.level_admm, retrain=short, **pull
+            )
+            yield by_admm(bits), _variant(mapped, bits)
+        if bits == BITS[-1] and DIRECTLY not in done:
             plain = compress(
                 pruned.model, rule, train, levels=levels, masks=pruned.masks, epochs=0, retrain=long, progress=False
             )
-            found[f"ADMM filters, {bits} bits by straight-through alone"] = _variant(plain, bits)
-    return found
+            yield DIRECTLY, _variant(plain, bits)
+
+
+def by_admm(bits: int) -> str:
+    return f"ADMM filters, {bits} bits by ADMM"
+
+
+DIRECTLY = f"ADMM filters, {BITS[-1]} bits by straight-through alone"
+ORDER = ("dense", LONGER, "one-shot filters", "ADMM filters", *map(by_admm, BITS), DIRECTLY)
 
 
 def _variant(c: Compressed, bits: int = 32) -> Variant:
@@ -147,25 +168,21 @@ def run(kind: str, seed: int, s: Settings, folder: Path) -> None:
     """Train and measure what is not on disk."""
     done = folder / f"{kind}-{seed}.json"
     results = json.loads(done.read_text()) if done.exists() else {}
-    if results.get("finished"):
+    if set(ORDER) <= results.keys():
         return
     began = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ADMMWarning)  # the table has the residuals
-        trained = variants(kind, seed, s)
-    print(f"{kind}, seed {seed}: trained in {time.process_time() - began:.0f} CPU seconds", flush=True)
-    for name, variant in trained.items():
-        if name in results:
-            continue
-        began = time.process_time()
-        results[name] = {**measure(variant, s), "residuals": variant.residuals}
-        found = results[name]
-        print(
-            f"  {name}: clean {found['clean']:.3f}, robust {found['robust']:.2f}, compression {found['compression']:.1f}, "
-            f"{time.process_time() - began:.0f} CPU seconds", flush=True,
-        )  # fmt: skip
-        write_bytes(done, json.dumps(results, indent=1).encode())
-    write_bytes(done, json.dumps({**results, "finished": True}, indent=1).encode())
+        for name, variant in variants(kind, seed, s, results):
+            if name in results:
+                continue
+            results[name] = {**measure(variant, s), "residuals": variant.residuals}
+            write_bytes(done, json.dumps(results, indent=1).encode())
+            spent, found = time.process_time() - began, results[name]
+            print(
+                f"{kind}, seed {seed}: {name}: clean {found['clean']:.3f}, robust {found['robust']:.2f}, compression "
+                f"{found['compression']:.1f}, {spent:.0f} CPU seconds so far", flush=True,
+            )  # fmt: skip
 
 
 def table(kind: str, seeds: Sequence[int], s: Settings, folder: Path) -> str:
@@ -175,18 +192,18 @@ def table(kind: str, seeds: Sequence[int], s: Settings, folder: Path) -> str:
         return ""
     heading = (
         kind, f"clean % (n = {s.test})", f"robust % (n = {s.n})", "primal, dual", "kept", "kB", "compression",
-        "crossbars", "packed", "area, power", "nJ",
+        "crossbars", "packed", "converters, area = power", "nJ",
     )  # fmt: skip
     lines = [f"| {' | '.join(heading)} |\n|{'---|' * len(heading)}"]
-    for name in results[0]:
-        if name == "finished":
-            continue
+    for name in ORDER:
         rows = [r[name] for r in results if name in r]
+        if not rows:
+            continue
         dense = [r["dense"] for r in results if name in r]
         right, n = round(sum(r["robust"] for r in rows) * s.n), s.n * len(rows)
         low, high = mean_interval(np.array([1.0] * right + [0.0] * (n - right)))
         last = [r["residuals"]["rounds"][-1] for r in rows if r["residuals"]]
-        saved = [-100 * (1 - r[what] / d[what]) for what in ("area", "power") for r, d in zip(rows, dense, strict=True)]
+        saved = [-100 * (1 - r[what] / d[what]) for what in ("adcs", "area") for r, d in zip(rows, dense, strict=True)]
         lines.append(
             f"| {name} | {_each(rows, 'clean', 100)} | {_each(rows, 'robust', 100)} ({100 * low:.0f} to {100 * high:.0f}) | "
             + (", ".join(f"{np.mean([r[k] for r in last]):.3f}" for k in ("primal", "dual")) if last else "")
