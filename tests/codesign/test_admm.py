@@ -14,6 +14,7 @@ from snnrobust.defenses import PGDTraining
 from snnrobust.encoders import Direct
 from snnrobust.learning_rules import BPTT, DFA
 from snnrobust.models import Dense, ordinary, spiking
+from snnrobust.neurons import LIF
 from snnrobust.quantization import Filters, Keep, NearestLevel, pair_levels
 
 
@@ -134,7 +135,7 @@ def test_the_weights_arrive(kind, rule, what):
     """Whatever the rule: with a rho that grows the weights end in their set."""
     model = network(kind)
     if rule is DFA and kind == "spiking":
-        model = spiking((Dense(12),), (4,), 2, Direct(3), norm="none").double()
+        model = spiking((Dense(12),), (4,), 2, Direct(3), LIF(threshold=0.2), norm="none").double()
     name = hidden(model)
     projection = (
         Keep(Filters(), 0.5)

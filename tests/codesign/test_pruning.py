@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from snnrobust.codesign import ADMMWarning, compress, prune, put_on_levels
+from snnrobust.codesign import ADMMWarning, Masked, compress, prune, put_on_levels
 from snnrobust.encoders import Direct
 from snnrobust.hardware import Crossbar, deploy
 from snnrobust.learning_rules import BPTT
@@ -162,9 +162,7 @@ def test_bad_input():
         compress(model, rule, toy(), keep={"99": Keep(Filters(), 0.5)}, epochs=0, retrain=0, progress=False)
     with pytest.raises(ValueError, match="a layer in levels"):
         put_on_levels(model, {"99": NearestLevel(LEVELS)})
-    with pytest.raises(ValueError, match="did you mean|must be one of"):
+    with pytest.raises(ValueError, match="must be one of"):
         prune(model, {"1": Keep(Filters(), 0.5)})  # a normalisation
-    from snnrobust.codesign import Masked
-
     with pytest.raises(TypeError, match="plain rule"):
         compress(model, Masked(rule=rule, masks={}), toy(), keep=keep, progress=False)

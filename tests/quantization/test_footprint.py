@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from snnrobust.hardware import Operation
 from snnrobust.quantization import CrossbarCosts, Filters, Keep, footprint
 
 
@@ -91,8 +92,6 @@ def test_nothing_left():
 def test_table_and_json():
     model = network()
     keep = Keep(Filters(), 0.5)
-    from snnrobust.hardware import Operation
-
     model[0].weight.data = keep(model[0].weight.data, Operation.of(model[0]))
     found = footprint(model, bits=4)
     assert "all layers" in found.table()

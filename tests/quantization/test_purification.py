@@ -29,7 +29,9 @@ def shaken(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in (*model.named_parameters(), *model.named_buffers()):
-            if value.is_floating_point() and value.dim() and not name.endswith(("_mean", "_std")) or "running" in name:
+            if (
+                value.is_floating_point() and value.dim() and not name.endswith(("_mean", "_std"))
+            ) or "running" in name:
                 noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
                 value.add_(0.3 * noise.abs() if "var" in name else 0.3 * noise)
     return model
