@@ -5,6 +5,8 @@ from snnrobust.codesign.admm import ADMM, ADMMWarning, Convergence
 from snnrobust.codesign.chip_tuning import ChipTuner, chip_accuracy, fit_knobs, fit_tuner, tune
 from snnrobust.codesign.constrained import Masked, OnLevels
 from snnrobust.codesign.knobs import with_knobs
+from snnrobust.codesign.membership_leakage import Leakage, Verdicts, over_victims
+from snnrobust.codesign.midpoint import Midpoint, fit_midpoint, plot_midpoints
 from snnrobust.codesign.neuron_splitting import (
     Overhead,
     accuracy_under_bit_errors,
@@ -12,7 +14,14 @@ from snnrobust.codesign.neuron_splitting import (
     split_neurons,
     triplicate_neurons,
 )
+from snnrobust.codesign.noise_curve import NoiseCurve, accuracy_over_noise
 from snnrobust.codesign.pruning import Compressed, Pruned, compress, prune, put_on_levels
+from snnrobust.codesign.quantized_membership import (
+    FittedQuantizer,
+    MembershipExperiment,
+    early_stops,
+    membership_experiment,
+)
 from snnrobust.codesign.signature import compact_images, signature, signatures
 from snnrobust.codesign.surgical_noise import SurgicalNoise
 from snnrobust.codesign.surgical_result import Judgement, Score, SurgicalResult, Trial
@@ -25,8 +34,13 @@ __all__ = [
     "ChipTuner",
     "Compressed",
     "Convergence",
+    "FittedQuantizer",
     "Judgement",
+    "Leakage",
     "Masked",
+    "MembershipExperiment",
+    "Midpoint",
+    "NoiseCurve",
     "OnLevels",
     "Overhead",
     "Pruned",
@@ -35,17 +49,24 @@ __all__ = [
     "SurgicalResult",
     "Trial",
     "TuningReport",
+    "Verdicts",
     "Yield",
+    "accuracy_over_noise",
     "accuracy_predictor",
     "accuracy_under_bit_errors",
     "chip_accuracy",
     "chip_yield",
     "compact_images",
     "compress",
+    "early_stops",
     "fit_knobs",
+    "fit_midpoint",
     "fit_tuner",
     "judge_tuning",
+    "membership_experiment",
+    "over_victims",
     "overhead",
+    "plot_midpoints",
     "prune",
     "put_on_levels",
     "signature",

@@ -200,7 +200,7 @@ class OnLevels(Constrained):
             levels = self.levels[name].fitted(layer.weight)
             state.register_buffer(f"latent{i}", layer.weight.detach().clone())
             state.register_buffer(f"scale{i}", torch.tensor(levels.scale, dtype=torch.float64))
-            learnt.append((layer, self.levels[name].levels))
+            learnt.append((layer, levels.levels))
         inner, after = lent.backward, lent.after
 
         @torch.no_grad()

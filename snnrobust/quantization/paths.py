@@ -25,7 +25,6 @@ from snnrobust.layers import (
     Residual,
     Sequential,
 )
-from snnrobust.models import SpikingClassifier
 from snnrobust.neurons import Neuron
 
 __all__ = ["Path", "Steady", "paths"]
@@ -159,6 +158,8 @@ def paths(model: nn.Module, example: Tensor) -> list[Path]:
 
 def _chains(name: str, module: nn.Module) -> Iterator[list[nn.Module]]:
     """Modules that are run one after the other."""
+    from snnrobust.models.classifier import SpikingClassifier  # models imports this package
+
     if isinstance(module, SpikingClassifier):
         yield from _chains(f"{name}.network", module.network)
         return

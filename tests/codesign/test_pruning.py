@@ -90,7 +90,7 @@ def test_the_whole_procedure(kind, tmp_path):
     assert not found.model.training
     for name in names:
         w, scale = found.model.get_submodule(name).weight.detach(), found.levels[name].scale
-        assert (((w / scale)[..., None] - torch.tensor(LEVELS)).abs().amin(-1) < 1e-6).all()
+        assert (((w / scale)[..., None] - LEVELS.values()).abs().amin(-1) < 1e-6).all()
         assert not w[~found.masks[f"{name}.weight"]].any()
     for name in names[:-1]:
         assert (
