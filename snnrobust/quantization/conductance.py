@@ -56,7 +56,7 @@ class NearestLevel:
         levels: With zero among them, since pruned weights are zero: such as :func:`pair_levels` gives, ``Ternary()`` or
             ``Integer(4)``.
         scale: The weight that level 1 stands for, > 0; None fits one to each weight that is projected, by
-            :func:`~snnrobust.quantization.least_squares_step` of what is not zero in it.
+            :func:`~snnrobust.quantization.least_squares_step`; zeros have no part in it.
 
     Raises:
         TypeError, ValueError: no level set, or one without zero.
@@ -79,9 +79,7 @@ class NearestLevel:
         """The same with the scale that fits ``weight``, if it has none. A weight of zeros has the scale 1."""
         if self.scale is not None:
             return self
-        w = weight.detach().double()
-        w = w[w != 0]
-        return NearestLevel(self.levels, float(least_squares_step(w, self.levels)) if w.numel() else 1.0)
+        return NearestLevel(self.levels, float(least_squares_step(weight.detach().double(), self.levels)))
 
     def bounds(self) -> tuple[float, float]:
         """The smallest and the largest weight; the scale must be known."""

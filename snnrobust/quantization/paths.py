@@ -127,7 +127,7 @@ def paths(model: nn.Module, example: Tensor) -> list[Path]:
     for chain in chains:
         for first, between, last in _pairs([names[id(m)] for m in chain], model):
             parts = [model.get_submodule(name) for name in (first, *between, last)]
-            if all(counts[id(m)] == 1 for m in parts):
+            if all(counts[id(m)] == 1 for m in parts if m.state_dict()):
                 wanted[first] = (between, last)
     shapes: dict[str, tuple[int, ...]] = {}
     handles = []
@@ -174,7 +174,9 @@ def _chains(name: str, module: nn.Module) -> Iterator[list[nn.Module]]:
 
 
 def _flat(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
+    for child in module._modules.values():  # children() leaves out repeated ones
+        if child is None:
+            continue
         if type(child) in CONTAINERS:
             yield from _flat(child)
         else:

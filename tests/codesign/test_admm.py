@@ -116,6 +116,20 @@ def test_the_multiplier_is_kept_when_rho_changes():
     assert [admm.rho_at(i) for i in range(5)] == [0.1, 0.2, 0.4, 0.5, 0.5]
 
 
+@pytest.mark.parametrize("parts", [1, 4])
+def test_one_w_step_by_hand(parts):
+    x, y = toy()
+    model = linear()
+    model[0].weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    start = model[0].weight.detach().clone()
+    loss_of(model[0].weight, x, y).backward()
+    expected = start - 0.3 * (model[0].weight.grad + 0.7 * (start - box(start, None)))
+    rule = BPTT(lr=0.3, optimizer="sgd", momentum=0.0, batch_size=len(x), accumulate=parts)
+    model.zero_grad()
+    quiet(ADMM(rule=rule, projections={"0": box}, rho=0.7), model, (x, y), epochs=1)
+    torch.testing.assert_close(model[0].weight.detach(), expected, rtol=1e-10, atol=1e-12)
+
+
 def network(kind):
     with torch.random.fork_rng():
         torch.manual_seed(0)

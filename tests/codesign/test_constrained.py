@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from snnrobust.codesign import Masked, OnLevels
-from snnrobust.defenses import PGDTraining
+from snnrobust.defenses import RAT, PGDTraining
 from snnrobust.encoders import Direct
 from snnrobust.learning_rules import BPTT, DFA, STDB
 from snnrobust.models import Dense, ordinary, spiking
@@ -109,6 +109,59 @@ def test_one_step_by_hand():
     OnLevels(rule=rule, levels={name: levels}).fit(model, (x, y), epochs=1, progress=False)
     torch.testing.assert_close(model.get_submodule(name).weight.detach(), levels(stepped))
     assert not torch.equal(levels(stepped), levels(latent))
+
+
+def test_latent_weights_do_not_leave_the_levels():
+    """Several steps by hand: a latent weight beyond the last level would take steps to come back."""
+    x, y = (toy()[0].double(), toy()[1])
+    levels = NearestLevel(LEVELS, 0.15)
+    model = network().double()
+    layer = model.get_submodule(hidden(model))
+    latent = layer.weight.detach().clone()
+    others = [p for p in model.parameters() if p is not layer.weight]
+    plain = latent.clone()
+    for _ in range(12):
+        layer.weight.data = levels(latent)
+        model.zero_grad()
+        model.train()
+        nn.functional.cross_entropy(model(x), y).backward()
+        latent = (latent - 5.0 * layer.weight.grad).clamp(-0.15, 0.15)
+        plain = plain - 5.0 * layer.weight.grad
+        for p in others:
+            p.data -= 5.0 * p.grad
+    assert plain.abs().max() > 0.2
+    other = network().double()
+    rule = BPTT(lr=5.0, optimizer="sgd", momentum=0.0, batch_size=len(x))
+    OnLevels(rule=rule, levels={hidden(other): levels}).fit(other, (x, y), epochs=12, progress=False)
+    assert torch.equal(other.get_submodule(hidden(other)).weight.detach(), levels(latent))
+
+
+def test_masked_gradients_do_not_count_where_the_norm_is_limited():
+    x, y = (toy()[0].double(), toy()[1])
+    model = network().double()
+    name = f"{hidden(model)}.weight"
+    mask = torch.rand(12, 16, generator=torch.Generator().manual_seed(1)) < 0.2
+    start = model.get_parameter(name).data.mul_(mask).clone()
+    model.train()
+    nn.functional.cross_entropy(model(x), y).backward()
+    gradients = {n: p.grad * (mask if n == name else 1.0) for n, p in model.named_parameters()}
+    norm = torch.stack([g.norm() for g in gradients.values()]).norm()
+    expected = start - 1.0 * gradients[name] * (1e-3 / (norm + 1e-6))
+    model = network().double()
+    rule = BPTT(lr=1.0, optimizer="sgd", momentum=0.0, batch_size=len(x), clip=1e-3)
+    Masked(rule=rule, masks={name: mask}).fit(model, (x, y), epochs=1, progress=False)
+    torch.testing.assert_close(model.get_parameter(name).detach(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_rule_that_changes_weights_after_the_step_brings_none_back():
+    model = network()
+    name = f"{hidden(model)}.weight"
+    mask = torch.rand(12, 16, generator=torch.Generator().manual_seed(1)) < 0.5
+    Masked(rule=RAT(lr=1e-2, batch_size=16, beta=0.5, rows=1.0), masks={name: mask}).fit(
+        model, toy(), epochs=1, progress=False
+    )
+    assert not model.get_parameter(name)[~mask].any()
+    assert model.get_parameter(name)[mask].all()
 
 
 def test_zeros_stay_zeros_on_levels():

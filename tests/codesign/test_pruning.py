@@ -132,6 +132,23 @@ def test_one_shot_and_levels_alone():
     assert not kept.model.get_submodule(names[0]).weight[~once.masks[f"{names[0]}.weight"]].any()
 
 
+def test_earlier_masks_are_kept_and_joined():
+    model, data = network(), toy()
+    first, second, last = layers(model)
+    masks = {f"{n}.weight": torch.ones_like(model.get_submodule(n).weight, dtype=torch.bool) for n in (first, last)}
+    masks[f"{last}.weight"][:, 1] = False
+    found = compress(
+        model, BPTT(lr=1e-2, batch_size=8), data, keep={first: Keep(Filters(), 0.5)}, epochs=0, retrain=1, purified=False,
+        masks=masks, progress=False,
+    )  # fmt: skip
+    assert set(found.masks) >= {f"{first}.weight", f"{last}.weight"}
+    assert not found.model.get_submodule(last).weight[:, 1].any()
+    weight = found.model.get_submodule(first).weight
+    assert torch.equal(found.masks[f"{first}.weight"], weight != 0)
+    assert int(weight.flatten(1).any(1).sum()) == 2
+    assert found.model.get_submodule(second).weight.all()
+
+
 def test_in_a_block():
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -211,6 +211,11 @@ def test_where_there_is_no_path():
     hooked = nn.ReLU()
     hooked.register_forward_hook(lambda m, x, y: y.roll(1, 1))
     assert paths(nn.Sequential(nn.Linear(4, 4), hooked, nn.Linear(4, 2)), torch.rand(1, 4)) == []
+    last = nn.Linear(4, 2)
+    last.register_forward_pre_hook(lambda m, x: (x[0].roll(1, 1),))
+    assert paths(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), last), torch.rand(1, 4)) == []
+    computed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 2))
+    assert paths(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), computed), torch.rand(1, 4)) == []
 
 
 class Own(nn.Module):
@@ -225,6 +230,37 @@ class Own(nn.Module):
 def test_modules_of_others_are_not_looked_into():
     with pytest.raises(ValueError, match="no path"):
         purify(Own(), torch.rand(1, 4))
+
+
+def test_an_activation_may_stand_in_several_places():
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Linear(3, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 2)).double()
+    model[2].weight.data[0] = 0
+    model[2].bias.data[0] = -1.0  # a constant that the second use of the activation makes zero
+    model[2].weight.data[1] = 0
+    model[2].bias.data[1] = 2.0
+    x = torch.rand(5, 3).double()
+    found = purify(model, x[:1])
+    assert (found.unfilled, found.folded) == ({"4": [0]}, {"4": [1]})
+    torch.testing.assert_close(found.model(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_norm_in_two_places_is_left_alone():
+    norm = nn.BatchNorm1d(4)
+    model = nn.Sequential(nn.Linear(3, 4), norm, nn.ReLU(), nn.Linear(4, 4), norm, nn.ReLU(), nn.Linear(4, 2))
+    assert paths(model, torch.rand(1, 3)) == []
+
+
+def test_a_norm_behind_the_flattening():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(4 * 36), nn.Linear(4 * 36, 3))
+    model = empty(shaken(model))
+    model[4].weight.data.view(3, 4, 36)[:, 2] = 0
+    x = images()
+    small = compact(purify(model, x[:1]).model, x[:1])
+    assert small[0].out_channels < 4
+    assert small[3].num_features == small[0].out_channels * 36
+    torch.testing.assert_close(small(x), model(x), rtol=1e-10, atol=1e-11)
 
 
 def test_residual_ends_stay_whole():
