@@ -1,7 +1,9 @@
 """Procedures that train or attack in order to choose hardware, or to repair it."""
 
 from snnrobust.codesign.accuracy_predictor import AccuracyPredictor, accuracy_predictor
+from snnrobust.codesign.admm import ADMM, ADMMWarning, Convergence
 from snnrobust.codesign.chip_tuning import ChipTuner, chip_accuracy, fit_knobs, fit_tuner, tune
+from snnrobust.codesign.constrained import Masked, OnLevels
 from snnrobust.codesign.knobs import with_knobs
 from snnrobust.codesign.membership_leakage import Leakage, Verdicts, over_victims
 from snnrobust.codesign.midpoint import Midpoint, fit_midpoint, plot_midpoints
@@ -13,6 +15,7 @@ from snnrobust.codesign.neuron_splitting import (
     triplicate_neurons,
 )
 from snnrobust.codesign.noise_curve import NoiseCurve, accuracy_over_noise
+from snnrobust.codesign.pruning import Compressed, Pruned, compress, prune, put_on_levels
 from snnrobust.codesign.quantized_membership import (
     FittedQuantizer,
     MembershipExperiment,
@@ -25,15 +28,22 @@ from snnrobust.codesign.surgical_result import Judgement, Score, SurgicalResult,
 from snnrobust.codesign.tuning_report import TuningReport, Yield, chip_yield, judge_tuning
 
 __all__ = [
+    "ADMM",
+    "ADMMWarning",
     "AccuracyPredictor",
     "ChipTuner",
+    "Compressed",
+    "Convergence",
     "FittedQuantizer",
     "Judgement",
     "Leakage",
+    "Masked",
     "MembershipExperiment",
     "Midpoint",
     "NoiseCurve",
+    "OnLevels",
     "Overhead",
+    "Pruned",
     "Score",
     "SurgicalNoise",
     "SurgicalResult",
@@ -47,6 +57,7 @@ __all__ = [
     "chip_accuracy",
     "chip_yield",
     "compact_images",
+    "compress",
     "early_stops",
     "fit_knobs",
     "fit_midpoint",
@@ -56,6 +67,8 @@ __all__ = [
     "over_victims",
     "overhead",
     "plot_midpoints",
+    "prune",
+    "put_on_levels",
     "signature",
     "signatures",
     "split_neurons",
