@@ -73,7 +73,8 @@ def test_neither_equation_changes_what_is_found(levels, w):
     """The step is the best for its codes, and no step of a fine grid around it does better with those codes."""
     step, q = project(w, levels)
     codes = levels.nearest(w / step)
-    assert float(step) > 0 and torch.allclose(q, step * codes)
+    assert float(step) > 0
+    assert torch.allclose(q, step * codes)
     assert error(w, levels) <= float(w.square().sum()) + 1e-9  # not worse than zeros
     if float(w @ codes) > 1e-9:
         assert float(step) == pytest.approx(float((w @ codes) / (codes @ codes)), rel=1e-9)
@@ -132,7 +133,8 @@ def test_types_and_no_gradient(dtype):
     for levels in (BINARY, TERNARY, THREE_BITS):
         step, q = project(w, levels, 0)
         assert step.dtype == q.dtype == dtype
-        assert not step.requires_grad and not q.requires_grad
+        assert not step.requires_grad
+        assert not q.requires_grad
 
 
 @pytest.mark.parametrize(
