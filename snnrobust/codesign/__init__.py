@@ -3,12 +3,19 @@
 from snnrobust.codesign.accuracy_predictor import AccuracyPredictor, accuracy_predictor
 from snnrobust.codesign.chip_tuning import ChipTuner, chip_accuracy, fit_knobs, fit_tuner, tune
 from snnrobust.codesign.knobs import with_knobs
+from snnrobust.codesign.membership_leakage import Leakage, Verdicts, over_victims
 from snnrobust.codesign.neuron_splitting import (
     Overhead,
     accuracy_under_bit_errors,
     overhead,
     split_neurons,
     triplicate_neurons,
+)
+from snnrobust.codesign.quantized_membership import (
+    FittedQuantizer,
+    MembershipExperiment,
+    early_stops,
+    membership_experiment,
 )
 from snnrobust.codesign.signature import compact_images, signature, signatures
 from snnrobust.codesign.surgical_noise import SurgicalNoise
@@ -18,22 +25,29 @@ from snnrobust.codesign.tuning_report import TuningReport, Yield, chip_yield, ju
 __all__ = [
     "AccuracyPredictor",
     "ChipTuner",
+    "FittedQuantizer",
     "Judgement",
+    "Leakage",
+    "MembershipExperiment",
     "Overhead",
     "Score",
     "SurgicalNoise",
     "SurgicalResult",
     "Trial",
     "TuningReport",
+    "Verdicts",
     "Yield",
     "accuracy_predictor",
     "accuracy_under_bit_errors",
     "chip_accuracy",
     "chip_yield",
     "compact_images",
+    "early_stops",
     "fit_knobs",
     "fit_tuner",
     "judge_tuning",
+    "membership_experiment",
+    "over_victims",
     "overhead",
     "signature",
     "signatures",

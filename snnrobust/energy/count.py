@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
 from snnrobust import checks
 from snnrobust.draws import evaluating
 from snnrobust.encoders import Encoder
 from snnrobust.energy.fan_out import Product, fan_out
 from snnrobust.energy.operations import LayerOperations, NeuronUpdates, Operations, joint_magnitude
+from snnrobust.energy.tally import ElementTally, elementwise, update_cost
 from snnrobust.hardware.deploy import DIGITAL, PLAIN_FORWARDS, SYNAPTIC
 from snnrobust.hardware.operation import Operation
 from snnrobust.hardware.recurrent import Unrolled
@@ -28,7 +30,7 @@ __all__ = ["count_operations"]
 _CHUNK = 1 << 22  # inputs a chunk, so that their float64 copy stays small
 
 
-def count_operations(model: nn.Module, x: Tensor) -> Operations:
+def count_operations(model: nn.Module, x: Tensor, *, membranes: bool = False) -> Operations:
     r"""The operations of ``model`` for the batch ``x``, for each synaptic layer, time step and sample.
 
     .. math:: \text{events} = \sum_{i:\, x_i \ne 0} f_i
@@ -38,30 +40,35 @@ def count_operations(model: nn.Module, x: Tensor) -> Operations:
     after average pooling makes MACs.
 
     Counted are ``nn.Linear``, ``nn.Conv*``, ``nn.LSTM/GRU/RNN`` and deployed layers (by their input before ``drive``), each at
-    every step: see :meth:`Operations.hoisted`. Not counted are biases, normalisation (after a synaptic layer it folds into the
-    weights, BNTT into those of each step), pooling, sums of branches and the gates of recurrent layers.
-    The model runs once, in eval mode, under the draws of its context; its modes are restored.
+    every step: see :meth:`Operations.hoisted`. A layer may be parametrized (``torch.nn.utils.parametrize``), as a quantized one
+    is. Apart from them stand biases, the neurons' own operations, normalisations and encoders. Not counted are pooling, sums of
+    branches and the gates of recurrent layers. The model runs once, in eval mode, under the draws of its context; its
+    modes are restored.
 
     Args:
         model: A classifier; T is its encoder's. An ordinary network counts as one step. Or a temporal module, T from ``x``.
         x: A batch ``[B, *]``, or ``[T, B, *]`` for a temporal module.
+        membranes: Count the potentials that change as well, by a second pass through the neurons.
 
     Raises:
         TypeError: a layer with weights whose operations are not known.
         ValueError: no synaptic layer ran, or one sees a batch that is not made of B samples at one or at all steps.
     """
     checks.module("model", model)
+    checks.boolean("membranes", membranes)
     if isinstance(model, Temporal):
         checks.sequence("x", x)
     checks.pixels("x", x, bounds=(-math.inf, math.inf))
     steps, batch = _time(model, x)
     layers = {name: _Layer(name, m, steps, batch) for name, m in _synaptic(model)}
-    neurons = {name: _Neurons(name, m, steps, batch) for name, m in _spiking(model)}
-    tallies: list[_Layer | _Neurons] = [*layers.values(), *neurons.values()]
-    order: dict[str, None] = {}
+    neurons = {name: _Neurons(name, m, steps, batch, membranes) for name, m in _spiking(model)}
+    others = {name: ElementTally(name, m, steps, batch) for name, m in elementwise(model)}
+    tallies: list[_Layer | _Neurons | ElementTally] = [*layers.values(), *neurons.values(), *others.values()]
+    watch = _Watch()
+    order = watch.order
     with torch.no_grad(), evaluating(model), ExitStack() as hooks:
         for tally in tallies:
-            handle = tally.module.register_forward_hook(partial(_seen, tally, order), with_kwargs=True)
+            handle = tally.module.register_forward_hook(partial(_seen, tally, watch), with_kwargs=True)
             hooks.callback(handle.remove)
         model(x)
     counted = [layers[name].result() for name in order if name in layers]
@@ -75,7 +82,8 @@ def count_operations(model: nn.Module, x: Tensor) -> Operations:
             "the model only stepped its neurons, as a stream or an early exit does: "
             "count the classifier itself and take upto(the steps of each sample)"
         )
-    return Operations(batch, steps, tuple(counted), tuple(updated))
+    touched = [others[name].result() for name in order if name in others]
+    return Operations(batch, steps, tuple(counted), tuple(updated), tuple(touched))
 
 
 def _time(model: nn.Module, x: Tensor) -> tuple[int, int]:
@@ -92,6 +100,8 @@ def _synaptic(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The layers to count. A layer that would be missed is an error."""
     inside = {id(m.layer) for m in model.modules() if isinstance(m, WithoutTime)}
     for name, module in model.named_modules():
+        if isinstance(module, ParametrizationList):
+            continue  # of a layer, which shows the weight that it makes
         where = f"{name or 'the model'} ({type(module).__name__})"
         if isinstance(module, Unrolled) or (isinstance(module, Recurrent) and isinstance(module.recurrent, Temporal)):
             raise TypeError(f"{where} is a recurrent layer on a chip, which is not counted: count the original model")
@@ -118,25 +128,54 @@ def _refuse_own_forward(module: nn.Module, where: str, known: Collection[Any]) -
         raise TypeError(f"{where} has a forward of its own, so its operations are not known: use the plain layer")
 
 
-def _spiking(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _spiking(model: nn.Module) -> Iterator[tuple[str, Neuron | Recurrent]]:
     for name, module in model.named_modules():
         if isinstance(module, Neuron | Recurrent):  # that inside Recurrent is only stepped
             yield name, module
 
 
+class _Watch:
+    """What has run so far.
+
+    Attributes:
+        order: Names, in the order in which they first ran.
+        layer, biased, output: The synaptic layer that ran last, whether it has a bias, and what it gave; kept, so that its
+            memory is not used again.
+        paused: While the neurons are run once more.
+    """
+
+    def __init__(self) -> None:
+        self.order: dict[str, None] = {}
+        self.layer, self.biased, self.paused = "", False, False
+        self.output: Tensor | None = None
+
+
 def _seen(
-    tally: _Layer | _Neurons,
-    order: dict[str, None],
+    tally: _Layer | _Neurons | ElementTally,
+    watch: _Watch,
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     output: Any,
 ) -> None:
-    order[tally.name] = None
+    if watch.paused:
+        return
+    watch.order[tally.name] = None
     given = [*args, *kwargs.values()]
+    if isinstance(tally, ElementTally):
+        tally.see(given[0], output, watch.output, watch.biased)
+        return
     if len(given) > 1 and any(value is not None for value in given[1:]):
         raise ValueError(f"{tally.name} ({type(module).__name__}) got an initial state: only the zero state is counted")
-    tally.see(given[0], output)
+    if isinstance(tally, _Neurons):
+        tally.after = watch.layer
+        watch.paused = True
+        tally.see(given[0], output)
+        watch.paused = False
+    else:
+        tally.see(given[0], output)
+        watch.layer, watch.output = tally.name, output if isinstance(output, Tensor) else None
+        watch.biased = bool(tally.biases.any())
 
 
 class _Layer:
@@ -144,8 +183,11 @@ class _Layer:
 
     def __init__(self, name: str, module: nn.Module, steps: int, batch: int) -> None:
         self.name, self.module, self.steps, self.batch = name, module, steps, batch
-        self.dense, self.events, self.inputs, self.nonzero = torch.zeros(4, steps, batch, dtype=torch.int64).unbind(0)
+        counts = torch.zeros(7, steps, batch, dtype=torch.int64).unbind(0)
+        self.dense, self.synapses, self.events, self.effective, self.inputs, self.nonzero, self.biases = counts
         self.magnitude: float | None = 0.0
+        self.low, self.high = math.inf, -math.inf
+        self.weights = self.zeros = 0
         self.calls, self.constant = 0, not isinstance(module, nn.RNNBase)
 
     def see(self, x: Tensor, y: Tensor | tuple[Tensor, Any]) -> None:
@@ -156,8 +198,13 @@ class _Layer:
             assert isinstance(y, Tensor)
             start, x = self._unfold(x)
             _, y = self._unfold(y)
-            product, weight = _product(self.module)
-            self._add(start, x, fan_out(product, weight, x.shape[2:]), math.prod(y.shape[2:]) * weight[0].numel())
+            product, weight, bias = _product(self.module)
+            zeros = int((weight == 0).sum())
+            synapses = fan_out(product, weight, x.shape[2:])
+            effective = fan_out(product, weight, x.shape[2:], zeros=False) if zeros else synapses
+            outputs = math.prod(y.shape[2:])
+            self._add(start, x, synapses, effective, outputs * weight[0].numel(), outputs * bias)
+            self.weights, self.zeros = weight.numel(), zeros
             self.shapes = tuple(x.shape[2:]), tuple(y.shape[2:])
             self.constant &= len(x) == self.steps > 1 and all(torch.equal(x_t, x[0]) for x_t in x[1:])
         self.calls += 1
@@ -188,44 +235,60 @@ class _Layer:
                 f"{self.name} ({type(rnn).__name__}) saw {len(x)} steps of {x.shape[1]} samples, but the model has "
                 f"T = {self.steps} of B = {self.batch}"
             )
+        self.weights = self.zeros = 0
         for sequence, weight in _recurrent_products(rnn, x):
             synapses = torch.full(sequence.shape[2:], len(weight), device=x.device)
+            effective = (weight != 0).sum(0)
             if self.steps == 1:  # an ordinary network: the whole sequence counts as its one step
-                sequence, synapses = sequence.transpose(0, 1)[None], synapses.expand(len(x), -1)
-            self._add(0, sequence, synapses, weight.numel() * len(x) // self.steps)
+                sequence = sequence.transpose(0, 1)[None]
+                synapses, effective = synapses.expand(len(x), -1), effective.expand(len(x), -1)
+            times = len(x) // self.steps
+            self._add(0, sequence, synapses, effective, weight.numel() * times, len(weight) * times * rnn.bias)
+            self.weights += weight.numel()
+            self.zeros += int((weight == 0).sum())
         self.shapes = tuple(x.shape[2:]), tuple(y.shape[2:])
 
-    def _add(self, start: int, x: Tensor, synapses: Tensor, dense: int) -> None:
+    def _add(self, start: int, x: Tensor, synapses: Tensor, effective: Tensor, dense: int, biases: int) -> None:
         if x.isnan().any():
             raise ValueError(
                 f"{self.name} ({type(self.module).__name__}) saw NaN inputs: repair the model or its input"
             )
         part = slice(start, start + len(x))
         self.dense[part] += dense
+        self.synapses[part] += int(synapses.sum())
         self.inputs[part] += synapses.numel()
-        counts = torch.stack([torch.ones_like(synapses), synapses]).flatten(1).double()  # exact: below 2**53
+        self.biases[part] += biases
+        counts = torch.stack([torch.ones_like(synapses), synapses, effective]).flatten(1).double()  # exact: below 2**53
         rows = x.flatten(0, 1).flatten(1)
         nonzero = torch.cat([(r != 0).double() @ counts.T for r in rows.split(max(1, _CHUNK // rows.shape[1]))])
-        nonzero, events = nonzero.long().cpu().unflatten(0, (len(x), self.batch)).unbind(-1)
+        nonzero, events, used = nonzero.long().cpu().unflatten(0, (len(x), self.batch)).unbind(-1)
         self.nonzero[part] += nonzero
         self.events[part] += events
+        self.effective[part] += used
+        self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
         self.magnitude = joint_magnitude(self.magnitude, _magnitude(x))
 
     def result(self) -> LayerOperations:
-        kind = DeployedLayer if isinstance(self.module, WithoutTime) else type(self.module)
+        kind = DeployedLayer if isinstance(self.module, WithoutTime) else type_before_parametrizations(self.module)
         return LayerOperations(
-            self.name, kind.__name__, *self.shapes, self.magnitude, self.constant,
-            self.dense, self.events, self.inputs, self.nonzero,
+            self.name, kind.__name__, *self.shapes, self.magnitude, self.low, self.high, self.constant, self.weights, self.zeros,
+            self.dense, self.synapses, self.events, self.effective, self.inputs, self.nonzero, self.biases,
         )  # fmt: skip
 
 
 class _Neurons:
     """Updates of one layer of neurons."""
 
-    def __init__(self, name: str, module: nn.Module, steps: int, batch: int) -> None:
-        self.name, self.module = name, module
-        self.count = torch.zeros(steps, batch, dtype=torch.int64)
+    def __init__(self, name: str, module: Neuron | Recurrent, steps: int, batch: int, membranes: bool) -> None:
+        self.name, self.module, self.after = name, module, ""
+        self.count, self.spikes, changed = torch.zeros(3, steps, batch, dtype=torch.int64).unbind(0)
+        self.changed = changed if membranes else None
         self.shape: tuple[int, ...] = ()
+        self.cost = 0, 0, 0
+
+    @property
+    def neuron(self) -> Neuron:
+        return self.module.neuron if isinstance(self.module, Recurrent) else self.module
 
     def see(self, x: Tensor, y: Tensor) -> None:
         self.shape = tuple(y.shape[2:])
@@ -235,18 +298,27 @@ class _Neurons:
                 f"T = {self.count.shape[0]} of B = {self.count.shape[1]}"
             )
         self.count += math.prod(self.shape)
+        self.spikes += (y != 0).flatten(2).sum(2).cpu()
+        self.cost = update_cost(self.neuron, self.neuron.initial_state(x[0]))
+        if self.changed is not None:
+            v = self.module.membrane(x).flatten(2)
+            self.changed[0] += v.shape[2]
+            self.changed[1:] += (v[1:] != v[:-1]).sum(2).cpu()
 
     def result(self) -> NeuronUpdates:
-        return NeuronUpdates(self.name, type(self.module).__name__, self.shape, self.count)
+        kind, soft = type(self.module).__name__, self.neuron.reset == "soft"
+        counts = self.count, self.spikes, self.changed
+        return NeuronUpdates(self.name, kind, self.shape, self.after, *self.cost, soft, *counts)
 
 
-def _product(module: nn.Module) -> tuple[Product, Tensor]:
+def _product(module: nn.Module) -> tuple[Product, Tensor, bool]:
+    """The operation, the weight, and whether there is a bias."""
     if isinstance(module, WithoutTime):
         module = module.layer
     if isinstance(module, DeployedLayer):
-        return module.array.operation, module.array.weight
+        return module.array.operation, module.array.weight, module.bias is not None
     assert isinstance(module, SYNAPTIC)
-    return Operation.of(module), module.weight
+    return Operation.of(module), module.weight, module.bias is not None
 
 
 def _recurrent_products(rnn: nn.RNNBase, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,7 +13,7 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``(x, weight, bias) -> y`` for a batch, such as ``F.linear``; linear in ``x``."""
 
 
-def fan_out(product: Product, weight: Tensor, shape: Sequence[int]) -> Tensor:
+def fan_out(product: Product, weight: Tensor, shape: Sequence[int], *, zeros: bool = True) -> Tensor:
     r"""The weights that each input of one sample is multiplied by, int64 of ``shape``.
 
     .. math:: f = \partial \big( \textstyle\sum y \big) / \partial x, \quad y = \text{product}(x, 1)
@@ -23,11 +23,13 @@ def fan_out(product: Product, weight: Tensor, shape: Sequence[int]) -> Tensor:
 
     Args:
         product: The layer's operation.
-        weight: Only its shape counts.
+        weight: Only its shape counts, and where it is zero if they are left out.
         shape: Of one sample.
+        zeros: Whether weights of zero are synapses.
     """
+    ones = torch.ones_like(weight) if zeros else weight != 0
     with torch.inference_mode(False), torch.enable_grad():
         x = torch.zeros(1, *shape, dtype=torch.float64, device=weight.device, requires_grad=True)
-        y = product(x, torch.ones_like(weight, dtype=torch.float64, requires_grad=False), None)
+        y = product(x, ones.detach().double(), None)
         (synapses,) = torch.autograd.grad(y.sum(), x)
     return synapses[0].round().long()

@@ -15,21 +15,26 @@ from torch import Tensor
 
 from snnrobust import checks
 
-__all__ = ["LayerOperations", "NeuronUpdates", "Operations"]
+__all__ = ["Elementwise", "LayerOperations", "NeuronUpdates", "Operations"]
 
 
 @dataclass(frozen=True, eq=False)
 class LayerOperations:
-    """Operations of one synaptic layer. The four counts are int64 ``[T, n]``, for each step and sample.
+    """Operations of one synaptic layer. The counts from ``dense`` on are int64 ``[T, n]``, for each step and sample.
 
     Attributes:
         name, type: As in ``model.named_modules()``.
         input_shape, output_shape: Of one sample at one step.
         magnitude: The only nonzero magnitude that the inputs take; 0 if all were zero, None if they take several.
+        low, high: Smallest and largest input.
         constant: Whether the input is the same at every step, as that of the first layer under ``Direct``.
+        weights, zeros: Number of weights (biases are none), and how many of them are zero.
         dense: Multiplications of the whole product, padding included, as a device that ignores zeros executes them.
+        synapses: The same without padding.
         events: Synapses that nonzero inputs reach, padding excluded: what an event-driven device executes.
+        effective: Those of them whose weight is not zero either.
         inputs, nonzero: Number of inputs, and how many of them were not zero.
+        biases: Additions of a bias.
     """
 
     name: str
@@ -37,11 +42,18 @@ class LayerOperations:
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     magnitude: float | None
+    low: float
+    high: float
     constant: bool
+    weights: int
+    zeros: int
     dense: Tensor
+    synapses: Tensor
     events: Tensor
+    effective: Tensor
     inputs: Tensor
     nonzero: Tensor
+    biases: Tensor
 
     @property
     def kind(self) -> Literal["AC", "MAC"]:
@@ -69,13 +81,11 @@ class LayerOperations:
         return self.nonzero.sum(1).double() / self.inputs.sum(1).clamp(min=1)
 
     def _counts(self, change: Callable[[Tensor], Tensor]) -> Self:
-        return replace(
-            self,
-            dense=change(self.dense),
-            events=change(self.events),
-            inputs=change(self.inputs),
-            nonzero=change(self.nonzero),
-        )
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in _COUNTS}
+        return replace(self, **changed)
+
+
+_COUNTS = ("dense", "synapses", "events", "effective", "inputs", "nonzero", "biases")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,18 +95,60 @@ class NeuronUpdates:
     Attributes:
         name, type: As in ``model.named_modules()``.
         shape: Of one sample at one step.
+        after: The synaptic layer that ran before it; "" if there was none.
+        states: Numbers that a neuron keeps from one step to the next.
+        multiplications, additions: Of one update, without the reset: leaks; charge and comparison with the threshold.
+        soft: Whether the reset is an addition, one for each spike.
         count: Neurons updated, int64 ``[T, n]``, for each step and sample.
+        spikes: Outputs that are not zero, likewise.
+        changed: Potentials that are others than after the step before (all of them at the first step), likewise; None unless
+            asked for.
     """
 
     name: str
     type: str
     shape: tuple[int, ...]
+    after: str
+    states: int
+    multiplications: int
+    additions: int
+    soft: bool
     count: Tensor
+    spikes: Tensor
+    changed: Tensor | None = None
 
     @property
     def updates(self) -> Tensor:
         """Updates at each step, ``[T]``, mean over samples."""
         return self.count.double().mean(1)
+
+    def _counts(self, change: Callable[[Tensor], Tensor]) -> Self:
+        changed = None if self.changed is None else change(self.changed)
+        return replace(self, count=change(self.count), spikes=change(self.spikes), changed=changed)
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise:
+    """What is neither a synaptic layer nor a spiking neuron and yet touches every element.
+
+    Attributes:
+        name, type: As in ``model.named_modules()``.
+        role: ``"normalisation"``, ``"encoder"``, or ``"activation"`` of an ordinary network.
+        folded: Whether it goes into the weights of the synaptic layer before it, or is no arithmetic at all.
+        shift: Whether folding gives that layer a bias that it did not have.
+        count, nonzero: Outputs, and how many of them were not zero, int64 ``[T, n]``, for each step and sample.
+    """
+
+    name: str
+    type: str
+    role: Literal["normalisation", "encoder", "activation"]
+    folded: bool
+    shift: bool
+    count: Tensor
+    nonzero: Tensor
+
+    def _counts(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(self, count=change(self.count), nonzero=change(self.nonzero))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +159,14 @@ class Operations:
         samples, time_steps: n and T. An ordinary network has T = 1.
         layers: The synaptic layers, in order of execution.
         neurons: The layers of spiking neurons, in order of execution.
+        elementwise: Normalisations, encoders and activations, in order of execution.
     """
 
     samples: int
     time_steps: int
     layers: tuple[LayerOperations, ...]
     neurons: tuple[NeuronUpdates, ...]
+    elementwise: tuple[Elementwise, ...] = ()
 
     @property
     def dense_mac(self) -> float:
@@ -181,11 +235,13 @@ class Operations:
         if len({_structure(batch) for batch in batches}) > 1:
             raise ValueError("batches must come from one model: their layers, shapes or time steps differ")
         layers = [_join_layer(parts) for parts in zip(*(batch.layers for batch in batches), strict=True)]
-        neurons = [
-            replace(parts[0], count=torch.cat([part.count for part in parts], 1))
-            for parts in zip(*(batch.neurons for batch in batches), strict=True)
+        neurons = [_join_neurons(parts) for parts in zip(*(batch.neurons for batch in batches), strict=True)]
+        others = [
+            replace(p[0], count=_cat(p, "count"), nonzero=_cat(p, "nonzero"))
+            for p in zip(*(batch.elementwise for batch in batches), strict=True)
         ]
-        return cls(sum(batch.samples for batch in batches), batches[0].time_steps, tuple(layers), tuple(neurons))
+        samples = sum(batch.samples for batch in batches)
+        return cls(samples, batches[0].time_steps, tuple(layers), tuple(neurons), tuple(others))
 
     def table(self) -> str:
         """A line for each synaptic layer, summed over steps, and the totals."""
@@ -247,7 +303,8 @@ class Operations:
             self,
             time_steps=self.time_steps if time_steps is None else time_steps,
             layers=tuple(layer._counts(change) for layer in self.layers),
-            neurons=tuple(replace(neuron, count=change(neuron.count)) for neuron in self.neurons),
+            neurons=tuple(neuron._counts(change) for neuron in self.neurons),
+            elementwise=tuple(other._counts(change) for other in self.elementwise),
         )
 
 
@@ -262,20 +319,35 @@ def _join_layer(parts: Sequence[LayerOperations]) -> LayerOperations:
     magnitude = parts[0].magnitude
     for part in parts[1:]:
         magnitude = joint_magnitude(magnitude, part.magnitude)
+    joined: dict[str, Any] = {name: _cat(parts, name) for name in _COUNTS}
     return replace(
         parts[0],
         magnitude=magnitude,
+        low=min(part.low for part in parts),
+        high=max(part.high for part in parts),
         constant=all(part.constant for part in parts),
-        dense=torch.cat([part.dense for part in parts], 1),
-        events=torch.cat([part.events for part in parts], 1),
-        inputs=torch.cat([part.inputs for part in parts], 1),
-        nonzero=torch.cat([part.nonzero for part in parts], 1),
+        **joined,
     )
+
+
+def _join_neurons(parts: Sequence[NeuronUpdates]) -> NeuronUpdates:
+    known = all(part.changed is not None for part in parts)
+    return replace(
+        parts[0],
+        count=_cat(parts, "count"),
+        spikes=_cat(parts, "spikes"),
+        changed=_cat(parts, "changed") if known else None,
+    )
+
+
+def _cat(parts: Sequence[Any], name: str) -> Tensor:
+    return torch.cat([getattr(part, name) for part in parts], 1)
 
 
 def _structure(operations: Operations) -> tuple[Any, ...]:
     layers = tuple((layer.name, layer.type, layer.input_shape, layer.output_shape) for layer in operations.layers)
-    return operations.time_steps, layers, tuple((n.name, n.type, n.shape) for n in operations.neurons)
+    neurons = tuple((n.name, n.type, n.shape) for n in operations.neurons)
+    return operations.time_steps, layers, neurons, tuple((e.name, e.type) for e in operations.elementwise)
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -8,6 +8,7 @@ from copy import deepcopy
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from snnrobust import checks
 from snnrobust.draws import derive, draws, one_key
@@ -112,6 +113,8 @@ def synaptic(model: nn.Module) -> dict[str, nn.Module]:
 def refuse(model: nn.Module, found: dict[str, nn.Module]) -> None:
     """Raise what :func:`deploy` raises of a model."""
     for name, module in model.named_modules():
+        if isinstance(module, parametrize.ParametrizationList):
+            continue  # what its layer computes its weight from
         where = f"{name or 'the model'} ({type(module).__name__})"
         if isinstance(module, DeployedLayer):
             raise TypeError(f"{name or 'the model'} is on a chip already: deploy the original model")
@@ -122,6 +125,7 @@ def refuse(model: nn.Module, found: dict[str, nn.Module]) -> None:
             raise TypeError(
                 f"{where} has weights that deploy cannot put on a chip: it knows nn.Linear, nn.Conv1d/2d/3d and nn.LSTM/GRU/RNN"
             )
+        own += [("weight", module.weight)] if parametrize.is_parametrized(module, "weight") else []
         for part, weight in own if name in found else ():
             if not weight.is_meta and not bool(weight.isfinite().all()):
                 raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from snnrobust import checks
 from snnrobust.draws import derive, draws
@@ -175,6 +176,8 @@ def on_chips(model: nn.Module, backend: Backend) -> Iterator[Callable[[int], Non
         if isinstance(seat, WithoutTime | LearningAfterNorm):
             for path, buffer in own.named_buffers(recurse=False):
                 seat.register_buffer(path, buffer, path not in own._non_persistent_buffers_set)
+        if parametrize.is_parametrized(own):  # what a quantized weight is computed from keeps its name too
+            seat.add_module("parametrizations", own.get_submodule("parametrizations"))
         placed.append((name, own, seat))
         learners[name] = make
         swap(model, name, seat.train(own.training))
@@ -237,10 +240,11 @@ def demand_learnable(model: nn.Module, backend: Backend) -> None:
     refuse(model, found)
     for name, layer in found.items():
         sees_time(model, name)
-        if not isinstance(layer, nn.RNNBase) and "weight" not in layer._parameters:
+        plain = "weight" in layer._parameters or parametrize.is_parametrized(layer, "weight")
+        if not isinstance(layer, nn.RNNBase) and not plain:
             raise TypeError(
                 f"{name} ({type(layer).__name__}) computes its weight from other parameters: make that permanent first, as by "
-                "torch.nn.utils.prune.remove or parametrize.remove_parametrizations"
+                "torch.nn.utils.prune.remove"
             )
 
 

@@ -10,6 +10,7 @@ import inspect
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from snnrobust import checks
 from snnrobust.encoders import ENCODERS
@@ -38,6 +39,9 @@ from snnrobust.models.early_exit import EarlyExit
 from snnrobust.models.ensemble import Ensemble
 from snnrobust.neurons import NEURONS, Recurrent
 from snnrobust.neurons.surrogate import SURROGATES, Surrogate
+from snnrobust.quantization.quantizer import Quantizer
+from snnrobust.quantization.signals import QuantizedMembrane, SignalQuantizer
+from snnrobust.quantization.weights import WeightQuantizer, quantize_weight, weight_quantizer
 
 __all__ = ["MODULES", "build", "describe"]
 
@@ -48,8 +52,9 @@ _TORCH: tuple[type[nn.Module], ...] = (
 )  # fmt: skip
 _OURS: tuple[type[nn.Module], ...] = (
     BNTT, TDBN, TEBN, Normalise, Recurrent, Residual, Concat, OrdinaryResidual, OrdinaryConcat, OrdinaryDropout, Dropout, Chunked,
-    QCFS, ActivationNoise, OrdinaryActivationNoise, SpikingClassifier, EarlyExit,
+    QCFS, ActivationNoise, OrdinaryActivationNoise, SpikingClassifier, EarlyExit, QuantizedMembrane, SignalQuantizer,
 )  # fmt: skip
+_QUANTIZED = "Quantized"  # a layer whose weight is
 
 MODULES: dict[str, type[nn.Module]] = {f"torch.{c.__name__}": c for c in _TORCH} | {c.__name__: c for c in _OURS}
 """Classes that a description may name, besides neurons, encoders, readouts and containers. Add your own here: each
@@ -82,6 +87,8 @@ def describe(module: nn.Module) -> dict[str, Any]:
         raise TypeError(
             "a layer with weights that stands in two places cannot be described: keep its state_dict() yourself"
         )
+    if (quantizer := weight_quantizer(module)) is not None:
+        return _describe_quantized(module, quantizer)
     for name, kind in _CONTAINERS.items():
         if type(module) is kind:
             return {
@@ -104,6 +111,24 @@ def describe(module: nn.Module) -> dict[str, Any]:
     )
 
 
+def _describe_quantized(layer: nn.Module, quantizer: WeightQuantizer) -> dict[str, Any]:
+    kind = parametrize.type_before_parametrizations(layer)
+    for name, known in _classes().items():
+        if kind is known:
+            plain = {"type": name, **{p: _value(layer, p) for p in _parameters(kind)}}
+            return {"type": _QUANTIZED, "layer": plain, "weights": quantizer.recipe.describe()}
+    raise TypeError(f"{kind.__name__} with quantized weights cannot be described: its class is not registered")
+
+
+def _build_quantized(arguments: dict[str, Any]) -> nn.Module:
+    if arguments.keys() != {"layer", "weights"}:
+        raise ValueError(f"{_QUANTIZED} in a module description needs a layer and weights, and nothing else")
+    layer = _build(arguments["layer"])
+    if not isinstance(getattr(layer, "weight", None), Tensor) or parametrize.is_parametrized(layer):
+        raise ValueError(f"{_QUANTIZED} in a module description: {type(layer).__name__} has no weight to quantize")
+    return quantize_weight(layer, Quantizer.build(arguments["weights"], f"weights of {_QUANTIZED}"))
+
+
 def _parameters(kind: type) -> list[str]:
     if kind in _OWN:
         return [*_RECURRENT, *_OWN[kind]]
@@ -118,6 +143,8 @@ def _value(module: nn.Module, parameter: str) -> Any:
         return value is not None
     if isinstance(value, nn.Module):
         return describe(value)
+    if isinstance(value, Quantizer):
+        return value.describe()
     if isinstance(value, Surrogate):
         return {"type": type(value).__name__, **dataclasses.asdict(value)}
     if isinstance(value, Tensor):
@@ -146,8 +173,10 @@ def _build(description: Any) -> nn.Module:
         if arguments.keys() != {"modules"} or not isinstance(arguments["modules"], list):
             raise ValueError(f"{name} in a module description needs a list of modules and nothing else")
         return _call(_CONTAINERS[name], *map(_build, arguments["modules"]))
+    if name == _QUANTIZED:
+        return _build_quantized(arguments)
     classes = _classes()
-    checks.choice("module type", name, [*classes, *_CONTAINERS])
+    checks.choice("module type", name, [*classes, *_CONTAINERS, _QUANTIZED])
     return _call(classes[name], **{p: _argument(p, value) for p, value in arguments.items()})
 
 
@@ -161,6 +190,8 @@ def _call(kind: type[nn.Module], /, *modules: nn.Module, **arguments: Any) -> nn
 
 
 def _argument(parameter: str, value: Any) -> Any:
+    if parameter == "recipe":
+        return Quantizer.build(value, "recipe in a module description")
     if isinstance(value, dict) and (parameter == "surrogate" or str(value.get("type")) in SURROGATES):
         name = checks.choice("surrogate", str(value.get("type")), SURROGATES)
         try:

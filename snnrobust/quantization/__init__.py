@@ -1,5 +1,34 @@
-"""Quantizers. As hardware backends they act on any network's synaptic layers."""
+"""Quantizers: levels, scales and gradients, for weights, signals and membranes. ``Uniform`` is a hardware backend."""
 
+from snnrobust.quantization.levels import LEVELS, Binary, Integer, Levels, LevelSet, PowerOfTwo, Ternary
+from snnrobust.quantization.projection import least_squares_step, project
+from snnrobust.quantization.quantize import LayerPrecision, calibrate, frozen, precision, precision_table, quantize
+from snnrobust.quantization.quantizer import Quantizer
+from snnrobust.quantization.signals import QuantizedMembrane, SignalQuantizer
 from snnrobust.quantization.uniform import Uniform, uniform
+from snnrobust.quantization.weights import WeightQuantizer, weight_quantizer
 
-__all__ = ["Uniform", "uniform"]
+__all__ = [
+    "LEVELS",
+    "Binary",
+    "Integer",
+    "LayerPrecision",
+    "LevelSet",
+    "Levels",
+    "PowerOfTwo",
+    "QuantizedMembrane",
+    "Quantizer",
+    "SignalQuantizer",
+    "Ternary",
+    "Uniform",
+    "WeightQuantizer",
+    "calibrate",
+    "frozen",
+    "least_squares_step",
+    "precision",
+    "precision_table",
+    "project",
+    "quantize",
+    "uniform",
+    "weight_quantizer",
+]

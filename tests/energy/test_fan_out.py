@@ -99,3 +99,13 @@ def test_it_needs_no_gradient_mode_and_leaves_the_layer_alone():
     assert layer.weight.grad is None
     with torch.inference_mode():
         assert int(fan_out(layer._conv_forward, layer.weight, (2, 4, 4)).sum()) == 3 * 2 * 9 * 4
+
+
+@settings(max_examples=20, deadline=None)
+@given(convolutions(), st.integers(0, 2**31))
+def test_without_the_zeros_it_is_the_number_of_weights_that_are_not(case, seed):
+    layer, shape = case
+    kept = torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    x = torch.zeros(1, *shape, dtype=torch.float64, requires_grad=True)
+    layer._conv_forward(x, kept.double(), None).sum().backward()
+    assert torch.equal(fan_out(layer._conv_forward, kept * 0.3, shape, zeros=False), x.grad[0].long())

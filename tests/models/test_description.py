@@ -49,10 +49,14 @@ from snnrobust.models import EarlyExit, Ensemble, SpikingClassifier, build, desc
 from snnrobust.models.description import MODULES
 from snnrobust.neurons import ALIF, IF, LIF, NEURONS, PLIF, CuBaLIF, LearnableThresholdLIF, PrechargedIF, Recurrent
 from snnrobust.neurons.surrogate import SURROGATES, ATan, FastSigmoid, Sigmoid, Triangle
+from snnrobust.quantization import Integer, LevelSet, QuantizedMembrane, Quantizer, SignalQuantizer
 from snnrobust.temporal import Temporal
 
 CASES = [
     Voting(nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)), votes=3, rule="mean_logits"),
+    SignalQuantizer(Quantizer(Integer(8), affine=True, gradient="identity")),
+    SignalQuantizer(Quantizer(Integer(3), scale="learned")),
+    QuantizedMembrane(LIF(), SignalQuantizer(Quantizer(LevelSet([-1.0, 0.0, 0.5, 1.0]), scale="constant", limits=(-2.0, 2.0)))),
     nn.Linear(3, 2), nn.Linear(3, 2, bias=False),
     nn.Conv1d(2, 4, 3, stride=2, dilation=2), nn.Conv2d(2, 4, (3, 1), padding="same", groups=2, bias=False),
     nn.Conv2d(2, 4, 3, padding=(1, 0), padding_mode="reflect"), nn.Conv3d(2, 4, 3),

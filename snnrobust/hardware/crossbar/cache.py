@@ -19,8 +19,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from snnrobust.models.checkpoint import write_bytes
-
 __all__ = ["digest", "fetch", "folder", "keep", "trim"]
 
 DEFAULT_GB = 2.0
@@ -86,6 +84,8 @@ def fetch(name: str, shape: tuple[int, ...]) -> Tensor | None:
 
 def keep(name: str, value: Tensor) -> None:
     """Store ``value``, atomically. A disk that is full or not ours is a warning: the result is there all the same."""
+    from snnrobust.models.checkpoint import write_bytes  # models import quantization, which imports hardware
+
     value = value.detach().cpu().contiguous()
     content = save({"effective": value}, {"snnrobust": json.dumps({"digest": digest(value)})})
     if len(content) > limit():

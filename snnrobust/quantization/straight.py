@@ -1,0 +1,92 @@
+"""Rounding to levels with a declared gradient, and that of a learned step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from snnrobust.quantization.levels import Levels
+
+__all__ = ["lsq", "straight_through"]
+
+
+def straight_through(x: Tensor, step: Tensor, zero: Tensor | None, levels: Levels, clipped: bool) -> Tensor:
+    r"""Nearest level, with the gradient of the identity.
+
+    .. math:: q = s \, (L(x / s + z) - z), \quad \partial q / \partial x := [l \le x / s + z \le u] \text{ or } 1
+
+    with levels L from l to u. ``step`` s and ``zero`` z get no gradient.
+
+    Args:
+        x: Any shape.
+        step: s > 0, broadcasts over ``x``; where it is 0, so is q.
+        zero: z, an integer; None for 0.
+        levels: L.
+        clipped: Whether the gradient is zero where the levels saturate.
+    """
+    return _Straight.apply(x, step, zero, levels, clipped)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def lsq(x: Tensor, step: Tensor, levels: Levels, scale: float) -> Tensor:
+    r"""Nearest level with a step that is learned.
+
+    .. math:: q = s \, L(x / s), \quad \partial q / \partial x := [l < x/s < u], \quad
+        \partial q / \partial s := g \cdot \begin{cases} l & x/s \le l \\ u & x/s \ge u \\ L(x/s) - x/s & \text{else} \end{cases}
+
+    Args:
+        x: Any shape.
+        step: s > 0, broadcasts over ``x``.
+        levels: L.
+        scale: g, for which the paper takes :math:`1 / \sqrt{N u}`, N numbers to a step.
+
+    Source: Esser et al. 2020, "Learned step size quantization".
+    """
+    return _LSQ.apply(x, step, levels, scale)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, zero: Tensor | None, levels: Levels, clipped: bool) -> Tensor:
+        u = x / step
+        if zero is not None:
+            u += zero
+        if clipped and ctx.needs_input_grad[0]:
+            inside = (u >= levels.low) & (u <= levels.high)
+            ctx.save_for_backward(None if bool(inside.all()) else inside)
+        q = levels.nearest(u)
+        if zero is not None:
+            q -= zero
+        q *= step
+        # A step of 0 (all numbers are 0, or too small for one) has 0 alone.
+        return q if bool((step > 0).all()) else torch.where(step > 0, q, torch.zeros_like(x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inside = ctx.saved_tensors[0] if ctx.saved_tensors else None
+        return (grad if inside is None else grad * inside, None, None, None, None)
+
+
+class _LSQ(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, levels: Levels, scale: float) -> Tensor:
+        u = x / step
+        q = levels.nearest(u)
+        ctx.save_for_backward(u, q, step)
+        ctx.ends, ctx.scale = (levels.low, levels.high), scale
+        return q * step
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        u, q, step = ctx.saved_tensors
+        low, high = ctx.ends
+        inside = (u > low) & (u < high)
+        of_x = grad * inside if ctx.needs_input_grad[0] else None
+        of_step = None
+        if ctx.needs_input_grad[1]:
+            of_step = (grad * torch.where(inside, q - u, q)).sum_to_size(step.shape) * ctx.scale
+        return of_x, of_step, None, None
