@@ -4,7 +4,8 @@ from snnrobust.defenses.fast_at import FastAT
 from snnrobust.defenses.noise_training import NoiseTraining
 from snnrobust.defenses.pgd_training import PGDTraining
 from snnrobust.defenses.rat import RAT, retract
+from snnrobust.defenses.trade_off import TradeOff
 from snnrobust.defenses.trades import TRADES
 from snnrobust.defenses.voting import Voting
 
-__all__ = ["RAT", "TRADES", "FastAT", "NoiseTraining", "PGDTraining", "Voting", "retract"]
+__all__ = ["RAT", "TRADES", "FastAT", "NoiseTraining", "PGDTraining", "TradeOff", "Voting", "retract"]
