@@ -89,6 +89,11 @@ def _run(read: Callable[[], tuple[Experiment, str]], folder: Path, quiet: bool) 
             f"{model} stops after {exits['mean_steps']:.2f} [{low:.2f}, {high:.2f}] of {exits['time_steps']} steps on average, "
             f"at confidence {exits['confidence']:g} (clean inputs)"
         )
+    for model, found in results.get("precision", {}).items():
+        typer.echo(
+            f"{model}: {found['bytes']:,.0f} bytes of weights ({8 * found['bytes'] / found['weights']:.2f} bits each), "
+            f"{found['usual_pj'] / 1000:.1f} nJ of arithmetic and {found['traffic_pj'] / 1000:.1f} nJ of traffic a sample"
+        )
     for trap in results["traps"]:
         typer.echo(f"\nOn purpose false: {trap['model']}. {trap['text']}")
     typer.echo(f"\nreport: {folder / 'report.html'}")

@@ -1,9 +1,11 @@
 """Procedures that train or attack in order to choose hardware, or to repair it."""
 
 from snnrobust.codesign.accuracy_predictor import AccuracyPredictor, accuracy_predictor
+from snnrobust.codesign.binary_relax import BinaryRelax, relaxed, theta_of
 from snnrobust.codesign.chip_tuning import ChipTuner, chip_accuracy, fit_knobs, fit_tuner, tune
 from snnrobust.codesign.knobs import with_knobs
 from snnrobust.codesign.membership_leakage import Leakage, Verdicts, over_victims
+from snnrobust.codesign.midpoint import Midpoint, fit_midpoint, plot_midpoints
 from snnrobust.codesign.neuron_splitting import (
     Overhead,
     accuracy_under_bit_errors,
@@ -11,6 +13,7 @@ from snnrobust.codesign.neuron_splitting import (
     split_neurons,
     triplicate_neurons,
 )
+from snnrobust.codesign.noise_curve import NoiseCurve, accuracy_over_noise
 from snnrobust.codesign.quantized_membership import (
     FittedQuantizer,
     MembershipExperiment,
@@ -24,11 +27,14 @@ from snnrobust.codesign.tuning_report import TuningReport, Yield, chip_yield, ju
 
 __all__ = [
     "AccuracyPredictor",
+    "BinaryRelax",
     "ChipTuner",
     "FittedQuantizer",
     "Judgement",
     "Leakage",
     "MembershipExperiment",
+    "Midpoint",
+    "NoiseCurve",
     "Overhead",
     "Score",
     "SurgicalNoise",
@@ -37,6 +43,7 @@ __all__ = [
     "TuningReport",
     "Verdicts",
     "Yield",
+    "accuracy_over_noise",
     "accuracy_predictor",
     "accuracy_under_bit_errors",
     "chip_accuracy",
@@ -44,14 +51,18 @@ __all__ = [
     "compact_images",
     "early_stops",
     "fit_knobs",
+    "fit_midpoint",
     "fit_tuner",
     "judge_tuning",
     "membership_experiment",
     "over_victims",
     "overhead",
+    "plot_midpoints",
+    "relaxed",
     "signature",
     "signatures",
     "split_neurons",
+    "theta_of",
     "triplicate_neurons",
     "tune",
     "with_knobs",

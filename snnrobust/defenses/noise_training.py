@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from snnrobust.draws import derive
+from snnrobust import checks
+from snnrobust.defenses.noise_strength import NoiseStrength
+from snnrobust.draws import Stream, derive
 from snnrobust.hardware import Backend, Chain, GaussianNoise, on_chips
+from snnrobust.hardware.backend import effects
 from snnrobust.hardware.training import demand_learnable
 from snnrobust.learning_rules import BPTT, RULES, Lent
 
@@ -29,6 +33,8 @@ class NoiseTraining(BPTT):
     Args:
         backend: What the chips do; default ``GaussianNoise(multiplicative=0.1)``.
         backends: Several, in order, in place of ``Chain(*backends)``: as experiment files name them.
+        strength: How strong the Gaussian noise is at each batch: variance-aware training. Default: as the backend says.
+            A mapping of its arguments is one too: as experiment files name it.
 
     Source: Qin and Vucinic 2018 (arXiv:1811.10649), for the noise of :class:`~snnrobust.hardware.GaussianNoise`.
     """
@@ -37,6 +43,7 @@ class NoiseTraining(BPTT):
 
     backend: Backend | None = None
     backends: tuple[Backend, ...] = ()
+    strength: NoiseStrength | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +60,21 @@ class NoiseTraining(BPTT):
             )
         object.__setattr__(self, "backend", made)
         object.__setattr__(self, "backends", ())
+        if self.strength is None:
+            return
+        if isinstance(self.strength, Mapping):
+            for name in self.strength:
+                checks.choice("strength argument", name, [f.name for f in fields(NoiseStrength)])
+            object.__setattr__(self, "strength", NoiseStrength(**self.strength))
+        if not isinstance(self.strength, NoiseStrength):
+            raise TypeError(
+                f"strength must be a NoiseStrength such as NoiseStrength(spread=0.3), got {self.strength!r:.80}"
+            )
+        if not any(isinstance(part, GaussianNoise) for part in effects(made)):
+            raise ValueError(
+                "strength changes GaussianNoise, and the backend has none: leave strength out, or give "
+                "backends=(..., GaussianNoise(additive=0.1))"
+            )
 
     def refuse(self, model: nn.Module, example: Tensor) -> None:
         super().refuse(model, example)
@@ -63,8 +85,38 @@ class NoiseTraining(BPTT):
     def lend(self, model: nn.Module, example: Tensor) -> Iterator[Lent]:
         assert self.backend is not None
         with super().lend(model, example) as lent, on_chips(model, self.backend) as make:
-            lent.before = lambda stream, _: make(derive(stream.key, "chip"))
+            vary = _Varied(model, self.strength) if isinstance(self.strength, NoiseStrength) else None
+
+            def before(stream: Stream, _: Tensor) -> None:
+                make(derive(stream.key, "chip"))
+                if vary is not None:
+                    vary(stream.key)
+
+            lent.before = before
+            if vary is not None:
+                lent.learnt, lent.after = vary, vary.learnt_one
             yield lent
+
+
+class _Varied(nn.Module):
+    """Gives the Gaussian noise of a model that learns on chips its strength of the batch. How many there were is resumed."""
+
+    batches: Tensor
+
+    def __init__(self, model: nn.Module, strength: NoiseStrength) -> None:
+        super().__init__()
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self.strength = strength
+        # in a tuple they are no part of the module tree, which is saved
+        self._noises = tuple((m, m.sigma, m.additive) for m in model.modules() if isinstance(m, GaussianNoise))
+
+    def forward(self, key: int) -> None:
+        factor = self.strength.factor(key, int(self.batches))
+        for noise, multiplicative, additive in self._noises:
+            noise.snr_db, noise.multiplicative, noise.additive = None, factor * multiplicative, factor * additive
+
+    def learnt_one(self) -> None:
+        self.batches += 1
 
 
 RULES[NoiseTraining.name] = NoiseTraining

@@ -23,6 +23,7 @@ from snnrobust.hardware.operation import Operation
 from snnrobust.hardware.recurrent import Unrolled
 from snnrobust.hardware.synapses import DeployedLayer, WithoutTime
 from snnrobust.neurons import Neuron, Recurrent
+from snnrobust.quantization.signals import QuantizedMembrane
 from snnrobust.temporal import Temporal
 
 __all__ = ["count_operations"]
@@ -128,9 +129,11 @@ def _refuse_own_forward(module: nn.Module, where: str, known: Collection[Any]) -
         raise TypeError(f"{where} has a forward of its own, so its operations are not known: use the plain layer")
 
 
-def _spiking(model: nn.Module) -> Iterator[tuple[str, Neuron | Recurrent]]:
+def _spiking(model: nn.Module) -> Iterator[tuple[str, Neuron | Recurrent | QuantizedMembrane]]:
+    inside = {id(m.neuron) for m in model.modules() if isinstance(m, QuantizedMembrane)}
     for name, module in model.named_modules():
-        if isinstance(module, Neuron | Recurrent):  # that inside Recurrent is only stepped
+        # that inside Recurrent is only stepped
+        if isinstance(module, Neuron | Recurrent | QuantizedMembrane) and id(module) not in inside:
             yield name, module
 
 
@@ -279,7 +282,9 @@ class _Layer:
 class _Neurons:
     """Updates of one layer of neurons."""
 
-    def __init__(self, name: str, module: Neuron | Recurrent, steps: int, batch: int, membranes: bool) -> None:
+    def __init__(
+        self, name: str, module: Neuron | Recurrent | QuantizedMembrane, steps: int, batch: int, membranes: bool
+    ) -> None:
         self.name, self.module, self.after = name, module, ""
         self.count, self.spikes, changed = torch.zeros(3, steps, batch, dtype=torch.int64).unbind(0)
         self.changed = changed if membranes else None
@@ -288,7 +293,7 @@ class _Neurons:
 
     @property
     def neuron(self) -> Neuron:
-        return self.module.neuron if isinstance(self.module, Recurrent) else self.module
+        return self.module if isinstance(self.module, Neuron) else self.module.neuron
 
     def see(self, x: Tensor, y: Tensor) -> None:
         self.shape = tuple(y.shape[2:])

@@ -46,7 +46,7 @@ def render(results: Mapping[str, Any]) -> str:
 
     Args:
         results: The JSON content of a run's results: ``report``, and optionally ``name``, ``notes``, ``diagnoses``, ``traps``,
-            ``histories``, ``configuration`` and ``versions``.
+            ``histories``, ``precision``, ``configuration`` and ``versions``.
 
     Raises:
         ValueError: ``report`` is missing or not a report's JSON.
@@ -91,6 +91,7 @@ def _page(results: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, An
         "traps": [_trap(t, rows, diagnoses, f"trap{i}") for i, t in enumerate(traps)],
         "trap_models": false,
         "training": [_training_figure(histories, m, f"training{i}") for i, m in enumerate(histories)],
+        "precision": results.get("precision") or {},
         "rows": rows,
         "worst": WORST,
         "null": NULL,

@@ -44,7 +44,7 @@ from snnrobust.experiments.config import AttackSection, ChipSection, Experiment,
 from snnrobust.hardware import BACKENDS, Backend, Chain, deploy
 from snnrobust.hardware.storage import blank
 from snnrobust.layers import READOUTS
-from snnrobust.learning_rules import RULES, Trainer
+from snnrobust.learning_rules import BPTT, RULES, Trainer
 from snnrobust.models import (
     ARCHITECTURES,
     NORMS,
@@ -61,6 +61,7 @@ from snnrobust.models import (
 from snnrobust.models.twins import default_encoder
 from snnrobust.neurons import NEURONS
 from snnrobust.neurons.surrogate import SURROGATES
+from snnrobust.quantization import LEVELS, SignalQuantizer, calibrate, quantize
 
 __all__ = [
     "NAMES",
@@ -71,6 +72,8 @@ __all__ = [
     "build_threat",
     "changes",
     "finished",
+    "quantized",
+    "quantized_when",
     "rehearse",
     "takes_gradient",
 ]
@@ -88,6 +91,7 @@ NAMES: dict[str, list[str]] = {
     "readout": list(READOUTS),
     "learning rule": list(RULES),
     "loss": list(LOSSES),
+    "quantization levels": list(LEVELS),
 }
 _HOLDING = (External, Hybrid, MinimalNorm, Transfer)  # they hold models, functions or another attack
 _CRAFTED = {name: kind for name, kind in ATTACKS.items() if kind not in _HOLDING}
@@ -137,9 +141,39 @@ def _encoder(section: ModelSection, shape: Sequence[int], where: str) -> Encoder
     return encoder
 
 
-def finished(section: ModelSection, model: nn.Module) -> nn.Module:
-    """The model that is judged: the trained one, with fewer time steps or an early exit if the section says so."""
-    if not changes(section):
+def quantized(section: ModelSection, model: nn.Module, x: torch.Tensor | None) -> nn.Module:
+    """``model`` with the quantizers of its section, calibrated on the first samples of ``x`` (None: shapes only)."""
+    own = section.quantization
+    if own is None:
+        return model
+    try:
+        model = quantize(model, **own.quantizers(), layers=own.layers, bits=own.bits)
+        observed = any(isinstance(m, SignalQuantizer) and m.recipe.scale != "constant" for m in model.modules())
+        if observed and x is not None:
+            calibrate(model, x[: own.calibration], allow_silent=own.when == "training")
+        return model
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"models.{section.name}.quantization: {error}") from error
+
+
+def quantized_when(section: ModelSection) -> str | None:
+    """When: "training" or "after", or None. Shared weights were quantized in training, if they were, with their owner."""
+    if section.quantization is None or (section.same_weights_as and section.quantization.when == "training"):
+        return None
+    return section.quantization.when
+
+
+def finished(section: ModelSection, model: nn.Module, x: torch.Tensor | None = None) -> nn.Module:
+    """The model that is judged: the trained one, with fewer time steps, an early exit or quantizers if the section says so.
+
+    Args:
+        section: Its section.
+        model: The trained one.
+        x: Training samples, for ranges of quantizers.
+    """
+    if quantized_when(section) == "after":
+        model = quantized(section, model, x)
+    if section.truncate is None and section.exit_confidence is None:
         return model
     assert isinstance(model, SpikingClassifier)  # only spiking sections have these keys
     try:
@@ -154,7 +188,7 @@ def finished(section: ModelSection, model: nn.Module) -> nn.Module:
 
 def changes(section: ModelSection) -> bool:
     """Whether :func:`finished` gives another model than the trained one."""
-    return section.truncate is not None or section.exit_confidence is not None
+    return section.truncate is not None or section.exit_confidence is not None or quantized_when(section) == "after"
 
 
 def build_rule(section: ModelSection, seed: int) -> Trainer:
@@ -300,14 +334,23 @@ def rehearse(experiment: Experiment) -> None:
         models = {m.name: build_model(m, shape, classes, 0) for m in experiment.models}
     for m in experiment.models:
         rule = build_rule(m, 0)
-        _try(m, models[m.name], shape)
+        plain = models[m.name]
+        if quantized_when(m) == "training":
+            if not isinstance(rule, BPTT):
+                raise ValueError(
+                    f"models.{m.name}.quantization: {m.training.rule.type} has gradients of its own, and "
+                    "quantized weights learn by BPTT and the robust training built on it: set when = 'after'"
+                )
+            plain = quantized(m, plain, None)
+        _try(m, plain, shape)
         refuse = getattr(rule, "refuse", None)
         if refuse is not None and m.same_weights_as is None:
             try:
-                refuse(models[m.name], torch.empty(1, *shape, device="meta"))
+                refuse(plain, torch.empty(1, *shape, device="meta"))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"models.{m.name}: {error}") from error
-        zero = blank(deepcopy(models[m.name])) if experiment.chips_of(m) else None
+        judged = quantized(m, models[m.name], None) if m.quantization is not None else plain
+        zero = blank(deepcopy(judged)) if experiment.chips_of(m) else None
         for chip in experiment.chips_of(m):
             assert zero is not None
             try:

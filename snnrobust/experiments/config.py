@@ -25,6 +25,7 @@ from snnrobust.evaluation.report import IDEAL, NO_ATTACKS
 from snnrobust.experiments.component import Component
 from snnrobust.learning_rules import RULES, rule_name
 from snnrobust.models import ARCHITECTURES, NORMS, remembers
+from snnrobust.quantization import Quantizer
 
 __all__ = ["Experiment", "file_name", "parse", "read"]
 
@@ -75,6 +76,43 @@ class Normalisation(_Section):
         if not isinstance(value, dict):
             return value
         return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+
+
+class QuantizationSection(_Section):
+    """Quantizers by what they quantize, such as ``weights = { bits = 4, axis = 0 }``; ``bits`` gives layers their own.
+
+    Inputs are affine unless they say otherwise, for they are images, activations that are not negative, or spikes.
+    """
+
+    weights: dict[str, Any] | None = None
+    inputs: dict[str, Any] | None = None
+    membranes: dict[str, Any] | None = None
+    layers: tuple[str, ...] | None = None
+    bits: dict[str, int] = {}
+    when: Literal["training", "after"] = "training"  # quantization-aware, or post-training
+    calibration: Count = 256  # training samples on which ranges are observed
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, value: Any) -> Any:
+        return _with_tuple(value, "layers")
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if not self.quantizers():
+            raise ValueError("nothing to quantize: give weights, inputs or membranes, such as weights = { bits = 4 }")
+        return self
+
+    def quantizers(self) -> dict[str, Quantizer]:
+        """Those that are given, by what they quantize."""
+        given = {name: getattr(self, name) for name in ("weights", "inputs", "membranes")}
+        found = {}
+        for name, recipe in given.items():
+            if recipe is not None:
+                chosen = {"affine", "signed", "levels"} & recipe.keys() or recipe.get("scale") == "learned"
+                own = recipe if name != "inputs" or chosen else {"affine": True, **recipe}
+                found[name] = Quantizer.build(own, name)
+        return found
 
 
 class GammaRule(_Section):
@@ -143,6 +181,7 @@ class ModelSection(_Section):
     # after training, keep only so many time steps, or those that BNTT says are needed
     truncate: Annotated[int | GammaRule | None, BeforeValidator(_truncation)] = None
     exit_confidence: Confidence | None = None  # after training, stop a sample once its running output is so sure
+    quantization: QuantizationSection | None = None  # default: that of the experiment
     trap: str | None = None  # why this model's result is false, for a model that is here to show it
 
     @model_validator(mode="after")
@@ -237,6 +276,7 @@ class Experiment(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     notes: list[str] = Field(default=[])  # shown in the report
     trainer: None = Field(default=None, exclude=True)  # written out in the models before anything is checked
+    quantization: None = Field(default=None, exclude=True)  # likewise
     data: DataSection = DataSection()
     models: list[ModelSection] = Field(min_length=1)
     attacks: list[AttackSection] = Field(min_length=1)
@@ -248,14 +288,17 @@ class Experiment(_Section):
     @model_validator(mode="before")
     @classmethod
     def _trainers(cls, value: Any) -> Any:
-        """``trainer`` written out: of a model, and of the whole experiment, which goes before what the models say."""
+        """``trainer`` written out: of a model, and of the whole experiment, which goes before what the models say.
+        ``quantization`` of the experiment is that of the models that have none."""
         if not isinstance(value, dict) or not isinstance(value.get("models"), list):
             return value
         value = dict(value)
         of_all = _trainer("trainer", value.pop("trainer", None))
+        quantization = value.pop("quantization", None)
         models = []
         for m in value["models"]:
             if isinstance(m, dict):
+                m = m if quantization is None else {"quantization": quantization, **m}
                 own = _trainer(f"models.{m.get('name')}.trainer", m.get("trainer"))
                 m = {k: v for k, v in m.items() if k != "trainer"}
                 if own is not None and (of_all is not None or "rule" in m.get("training", {})):
@@ -385,7 +428,7 @@ def _explain(error: Any, content: dict[str, Any]) -> str:
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "data": DataSection, "models": ModelSection, "attacks": AttackSection, "chips": ChipSection, "evaluation": Evaluation,
-    "diagnosis": Diagnosis, "training": Training, "normalise": Normalisation,
+    "diagnosis": Diagnosis, "training": Training, "normalise": Normalisation, "quantization": QuantizationSection,
 }  # fmt: skip
 
 

@@ -19,7 +19,8 @@ from torch.utils.data import TensorDataset
 
 from snnrobust import data, hardware
 from snnrobust.attacks import EOT_DRAWS, Attack, BluntGradientWarning, crafted
-from snnrobust.draws import derive, is_stochastic
+from snnrobust.draws import derive, draws, is_stochastic
+from snnrobust.energy import count_operations, estimate
 from snnrobust.evaluation import RobustnessReport, diagnose, evaluate
 from snnrobust.evaluation.fingerprint import fingerprint
 from snnrobust.experiments.build import (
@@ -30,12 +31,17 @@ from snnrobust.experiments.build import (
     build_threat,
     changes,
     finished,
+    quantized,
+    quantized_when,
 )
 from snnrobust.experiments.config import ChipSection, Experiment, ModelSection, file_name
 from snnrobust.models import EarlyExit, SpikingClassifier, describe, exit_curve, load, save
 from snnrobust.models.checkpoint import write_bytes, write_tensors
+from snnrobust.quantization import precision
 
 __all__ = ["read_results", "render_folder", "run", "versions"]
+
+_COUNTED = 100  # samples whose operations are counted
 
 
 def run(experiment: Experiment, text: str, folder: str | Path, progress: bool = True) -> dict[str, Any]:
@@ -67,6 +73,7 @@ def run(experiment: Experiment, text: str, folder: str | Path, progress: bool = 
         "diagnoses": _diagnose(experiment, models, test, folder / "diagnoses", progress),
         "histories": histories,
         "exits": _exits(experiment, models, test),
+        "precision": _precision(experiment, models, test),
         "configuration": text,
         "versions": json.loads((folder / "versions.json").read_text()),
         "traps": [_trap(m) for m in experiment.models if m.trap is not None],
@@ -195,6 +202,8 @@ def _train(
         kept = folder / f"{stem}.trained.safetensors" if changes(section) else final
         if not (kept.exists() and record.exists()):
             rule, state = build_rule(section, experiment.seed), folder / f"{stem}.training.safetensors"
+            if quantized_when(section) == "training":
+                model = quantized(section, model, train.tensors[0])
             if progress:
                 print(f"training {section.name}: {section.training.epochs} epochs of {section.training.rule.type}")
             history = rule.fit(
@@ -208,7 +217,7 @@ def _train(
             save(model, kept)
         trained[section.name] = load(kept)
         histories[section.name] = json.loads(record.read_bytes())
-    judged = {m.name: finished(m, trained[m.name]) for m in experiment.models}
+    judged = {m.name: finished(m, trained[m.name], train.tensors[0]) for m in experiment.models}
     for section in experiment.models:
         if changes(section) or section.same_weights_as is not None:
             save(judged[section.name], folder / f"{file_name(section.name)}.safetensors")
@@ -237,6 +246,35 @@ def _exits(experiment: Experiment, models: Mapping[str, nn.Module], test: Tensor
                 "confidence": model.confidence, "time_steps": model.model.time_steps, "samples": len(x),
                 "mean_steps": mean, "interval": [low, high],
             }  # fmt: skip
+    return found
+
+
+def _precision(experiment: Experiment, models: Mapping[str, nn.Module], test: TensorDataset) -> dict[str, Any]:
+    """Bits, size and energy of each layer of each model, where any is quantized: small numbers say little on their own."""
+    if all(m.quantization is None for m in experiment.models):
+        return {}
+    x, _ = data.take(test, min(experiment.evaluation.samples, _COUNTED))
+    found = {}
+    for name, model in models.items():
+        inner = model.model if isinstance(model, EarlyExit) else model  # of all its steps
+        with draws(inner, derive(experiment.seed, "operations", name)):
+            operations = count_operations(inner, x)
+        bits = precision(inner)
+        report = estimate(
+            operations, bits={n: p for n, p in bits.items() if n in {la.name for la in operations.layers}}
+        )
+        found[name] = {
+            "samples": len(x), "costs": report.to_json()["costs"],
+            "bytes": sum(p.bytes for p in bits.values()), "weights": sum(p.count for p in bits.values()),
+            "usual_pj": report.usual, "traffic_pj": report.traffic, "forgotten_pj": report.forgotten,
+            "layers": [
+                {
+                    "name": n or "(model)", "weights": p.weights, "inputs": p.inputs, "membranes": p.membranes, "count": p.count,
+                    "bytes": p.bytes, "usual_pj": report.of(n, group="usual"), "traffic_pj": report.of(n, group="traffic"),
+                }
+                for n, p in bits.items()
+            ],
+        }  # fmt: skip
     return found
 
 

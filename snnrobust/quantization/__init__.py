@@ -5,6 +5,7 @@ from snnrobust.quantization.projection import least_squares_step, project
 from snnrobust.quantization.quantize import LayerPrecision, calibrate, frozen, precision, precision_table, quantize
 from snnrobust.quantization.quantizer import Quantizer
 from snnrobust.quantization.signals import QuantizedMembrane, SignalQuantizer
+from snnrobust.quantization.sparsity import LayerSparsity, Sparsity, sparsity
 from snnrobust.quantization.uniform import Uniform, uniform
 from snnrobust.quantization.weights import WeightQuantizer, weight_quantizer
 
@@ -13,12 +14,14 @@ __all__ = [
     "Binary",
     "Integer",
     "LayerPrecision",
+    "LayerSparsity",
     "LevelSet",
     "Levels",
     "PowerOfTwo",
     "QuantizedMembrane",
     "Quantizer",
     "SignalQuantizer",
+    "Sparsity",
     "Ternary",
     "Uniform",
     "WeightQuantizer",
@@ -29,6 +32,7 @@ __all__ = [
     "precision_table",
     "project",
     "quantize",
+    "sparsity",
     "uniform",
     "weight_quantizer",
 ]

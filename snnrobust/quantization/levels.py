@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,8 +25,10 @@ class Levels(ABC):
     Attributes:
         bits: Of a stored code.
         low, high: The smallest and the largest value.
+        margin: How far beyond them a value is still rounded and not cut off: half a step of integers.
     """
 
+    margin: ClassVar[float] = 0.0
     bits: int
     low: float
     high: float
@@ -61,6 +63,7 @@ class Integer(Levels):
         bits: k, 2 to 16 with a sign, else 1 to 16.
     """
 
+    margin: ClassVar[float] = 0.5
     bits: int
     signed: bool = True
 

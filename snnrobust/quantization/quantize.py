@@ -36,10 +36,12 @@ def quantize(
 ) -> nn.Module:
     """A deep copy of ``model`` that computes with quantized numbers; ``model`` is untouched.
 
-    Quantization-aware training: train the copy by a rule that steps parameters (BPTT, Backprop, PGD training). Post-training:
-    :func:`calibrate` it, if it quantizes inputs or membranes by an observed range. Attacks, chips, operation counts and
-    checkpoints take it as any model. A layer ``"0"`` with quantized inputs becomes ``nn.Sequential(quantizer, layer)``, so its
-    name is ``"0.1"``. Biases and normalisation stay in floating point.
+    :func:`calibrate` it if it quantizes inputs or membranes by an observed range or a learned step. That is post-training
+    quantization; for quantization-aware training, train the copy then by a rule that steps parameters (BPTT, PGD training).
+    Attacks, chips, operation counts and checkpoints take it as any model.
+
+    A layer ``"0"`` with quantized inputs becomes ``nn.Sequential(quantizer, layer)``, so its name is ``"0.1"``. Biases and
+    normalisation stay in floating point.
 
     Args:
         model: Spiking or ordinary. Quantized are its ``nn.Linear`` and ``nn.Conv*``, and the product inside of ``Recurrent``
@@ -129,12 +131,14 @@ def _refuse(model: nn.Module, found: Mapping[str, nn.Module]) -> None:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, x: Tensor | Iterable[Tensor]) -> nn.Module:
+def calibrate(model: nn.Module, x: Tensor | Iterable[Tensor], *, allow_silent: bool = False) -> nn.Module:
     """Observe the ranges of quantized inputs and membranes on ``x``; returns ``model``, which is changed in place.
 
     Args:
         model: From :func:`quantize`.
         x: A batch ``[B, *]`` of training data, or several.
+        allow_silent: Accept signals that are zero on all of it, as behind neurons that do not spike before they are trained: the
+            first batch of training that is not gives their range.
 
     Raises:
         ValueError: no data, nothing that observes, or a signal that is zero on all of it.
@@ -163,10 +167,10 @@ def calibrate(model: nn.Module, x: Tensor | Iterable[Tensor]) -> nn.Module:
     for name, signal in observing.items():
         if not bool(signal.seen):
             raise ValueError(f"{name} saw nothing: its layer did not run")
-        if signal.step is None and not bool(signal.grid()[0] > 0):
+        if signal.step is None and not allow_silent and not bool(signal.grid()[0] > 0):
             raise ValueError(
-                f"{name}: its signal is 0 on all of the data, so it has no range: calibrate with other data, or leave its "
-                "layer out of layers"
+                f"{name}: its signal is 0 on all of the data, so it has no range: calibrate with other data, leave its "
+                "layer out of layers, or allow_silent = True before training"
             )
     return model
 
@@ -240,5 +244,10 @@ def frozen(model: nn.Module) -> nn.Module:
     copy = deepcopy(checks.module("model", model))
     for layer in list(copy.modules()):
         if weight_quantizer(layer) is not None:
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+            weight, kind = layer.weight, parametrize.type_before_parametrizations(layer)
+            assert isinstance(weight, Tensor)
+            # parametrize.remove_parametrizations changes the class, which the copy shares with the original
+            del layer.parametrizations
+            layer.__class__ = kind
+            layer.register_parameter("weight", nn.Parameter(weight.detach().clone()))
     return copy

@@ -59,10 +59,10 @@ class SignalQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if (self.training or self.observing) and self.recipe.scale != "constant":
             self._observe(x.detach())
-        elif not torch.compiler.is_compiling() and not bool(self.seen):
+        elif not (torch.compiler.is_compiling() or self.seen.is_meta) and not bool(self.seen):
             raise RuntimeError(
                 "the range of a quantized signal is not known yet: call quantization.calibrate(model, x) with some of the "
-                "training data, or train the quantized model"
+                "training data first"
             )
         step, zero = self.grid(x.dtype)
         if self.step is not None:
@@ -79,7 +79,7 @@ class SignalQuantizer(nn.Module):
         if not bool(x.isfinite().all()):
             raise ValueError("a signal that is to be quantized contains NaN or infinity")
         low, high = (end.to(self.low) for end in self.recipe.ends(x))
-        if not bool(self.seen):
+        if not bool(self.seen) or bool(self.low == self.high):
             self.low.copy_(low)
             self.high.copy_(high)
         elif self.observing:

@@ -16,9 +16,10 @@ __all__ = ["lsq", "straight_through"]
 def straight_through(x: Tensor, step: Tensor, zero: Tensor | None, levels: Levels, clipped: bool) -> Tensor:
     r"""Nearest level, with the gradient of the identity.
 
-    .. math:: q = s \, (L(x / s + z) - z), \quad \partial q / \partial x := [l \le x / s + z \le u] \text{ or } 1
+    .. math:: q = s \, (L(x / s + z) - z), \quad \partial q / \partial x := [l - m \le x / s + z \le u + m] \text{ or } 1
 
-    with levels L from l to u. ``step`` s and ``zero`` z get no gradient.
+    with levels L from l to u and their margin m (half a step of integers, as torch's fake quantization has it). ``step`` s and
+    ``zero`` z get no gradient.
 
     Args:
         x: Any shape.
@@ -53,15 +54,15 @@ class _Straight(torch.autograd.Function):
         u = x / step
         if zero is not None:
             u += zero
-        if clipped and ctx.needs_input_grad[0]:
-            inside = (u >= levels.low) & (u <= levels.high)
+        if clipped and ctx.needs_input_grad[0] and not x.is_meta:
+            inside = (u >= levels.low - levels.margin) & (u <= levels.high + levels.margin)
             ctx.save_for_backward(None if bool(inside.all()) else inside)
         q = levels.nearest(u)
         if zero is not None:
             q -= zero
         q *= step
         # A step of 0 (all numbers are 0, or too small for one) has 0 alone.
-        return q if bool((step > 0).all()) else torch.where(step > 0, q, torch.zeros_like(x))
+        return q if step.is_meta or bool((step > 0).all()) else torch.where(step > 0, q, torch.zeros_like(x))
 
     @staticmethod
     @once_differentiable

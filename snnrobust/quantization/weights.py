@@ -48,6 +48,8 @@ class WeightQuantizer(nn.Module):
         return self.recipe.grid(y) if self.step is None else (positive(self.step), None)
 
     def forward(self, y: Tensor) -> Tensor:
+        if y.is_meta:
+            return y  # a rehearsal of shapes
         if self.step is not None:
             q = lsq(y, positive(self.step), self.recipe.levels, lsq_scale(self.recipe, y.numel() // self.step.numel()))
         else:
@@ -56,7 +58,7 @@ class WeightQuantizer(nn.Module):
         return q if self._hard() else y + self.theta * (q - y)
 
     def _hard(self) -> bool:
-        return torch.compiler.is_compiling() or self.theta.is_meta or float(self.theta) == 1.0
+        return torch.compiler.is_compiling() or float(self.theta) == 1.0
 
     def extra_repr(self) -> str:
         return f"{self.recipe}, theta={'?' if self.theta.is_meta else f'{float(self.theta):g}'}"
