@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from snnrobust import checks
 from snnrobust.data import Data
 from snnrobust.learning_rules import BPTT, RULES, History, Lent, Supervised
-from snnrobust.quantization import WeightQuantizer, weight_quantizer
+from snnrobust.quantization import WeightQuantizer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -52,8 +51,8 @@ class BinaryRelax(Supervised):
     .. math:: y \leftarrow y - \gamma \nabla L(w), \qquad w = (1 - \theta_e) \, y + \theta_e \, Q(y)
 
     In epoch e of the ``relaxed`` ones, from 0, geometric: :math:`\lambda_e = \lambda_0 g^e`,
-    :math:`\theta_e = \lambda_e / (1 + \lambda_e)`; linear: :math:`\theta_e` from ``start`` in equal steps, so that 1 would follow the
-    last. After them :math:`\theta = 1`: plain straight-through training on quantized weights, with which the training has to
+    :math:`\theta_e = \lambda_e / (1 + \lambda_e)`; linear: :math:`\theta_e` from ``start`` in equal steps, so that 1 would follow
+    the last. After them :math:`\theta = 1`: plain straight-through training on quantized weights, with which the training has to
     end. ``relaxed=0`` is that from the start. The history has ``theta`` for each epoch.
 
     Args:
@@ -143,13 +142,14 @@ class BinaryRelax(Supervised):
     @contextmanager
     def lend(self, model: nn.Module, example: Tensor) -> Iterator[Lent]:
         assert isinstance(self.rule, Supervised)
-        with self.rule.lend(model, example) as lent:
-            judge, inner = lent.judge, lent.backward
-            layers = quantizers(model)
+        found = quantizers(model)
 
-            def relax(theta: float) -> None:
-                for quantizer in layers.values():
-                    quantizer.relax(theta)
+        def relax(theta: float) -> None:
+            for quantizer in found:
+                quantizer.relax(theta)
+
+        with self.rule.lend(model, example) as lent:
+            judge = lent.judge
 
             def conclude(records: list[dict[str, Any]], data: Data) -> None:
                 if judge is not None:
@@ -157,16 +157,7 @@ class BinaryRelax(Supervised):
                 records[-1]["theta"] = self.theta(len(records) - 1)
                 relax(self.theta(len(records)))  # of the next epoch; a checkpoint has it
 
-            # Backpropagation changes no weight before it ends, so that an attack and what is learnt from it share one projection.
-            once = isinstance(self.rule, BPTT)
-
-            def backward(x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-                with parametrize.cached() if once else nullcontext():
-                    for name in layers if once else ():
-                        _ = model.get_submodule(name).weight  # here, where gradients are on
-                    return inner(x, y, scale)
-
-            lent.judge, lent.backward = conclude, backward
+            lent.judge = conclude
             try:
                 relax(self.theta(0))
                 yield lent
@@ -200,10 +191,9 @@ class BinaryRelax(Supervised):
         return {**found, "rule": [self.name, found["rule"]], "relaxation": own}
 
 
-def quantizers(model: nn.Module) -> dict[str, WeightQuantizer]:
-    """Those of the weights of ``model``, by the names of its layers."""
-    found = {name: weight_quantizer(m) for name, m in model.named_modules() if hasattr(m, "parametrizations")}
-    return {name: q for name, q in found.items() if q is not None}
+def quantizers(model: nn.Module) -> list[WeightQuantizer]:
+    """Those of the weights of ``model``."""
+    return [m for m in model.modules() if isinstance(m, WeightQuantizer)]
 
 
 RULES[BinaryRelax.name] = BinaryRelax

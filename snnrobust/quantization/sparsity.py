@@ -54,7 +54,7 @@ class Sparsity:
 
     def table(self) -> str:
         """A line for each layer, and one for all."""
-        lines = [("layer", "weights", "zero", "outputs", "all zero", "inputs", "all zero")]
+        lines: list[tuple[str, ...]] = [("layer", "weights", "zero", "outputs", "all zero", "inputs", "all zero")]
         for layer in (*self.layers, self.total):
             shares = f"{layer.share:.1%}", f"{layer.silent / layer.outputs:.1%}", f"{layer.unused / layer.inputs:.1%}"
             counts = f"{layer.weights:,}", f"{layer.outputs:,}", f"{layer.inputs:,}"

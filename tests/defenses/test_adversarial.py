@@ -59,7 +59,13 @@ def records(history):
 
 
 def test_they_are_learning_rules_by_name():
-    for name, kind in (("PGDTraining", PGDTraining), ("TradeOff", TradeOff), ("TRADES", TRADES), ("FastAT", FastAT), ("RAT", RAT)):
+    for name, kind in (
+        ("PGDTraining", PGDTraining),
+        ("TradeOff", TradeOff),
+        ("TRADES", TRADES),
+        ("FastAT", FastAT),
+        ("RAT", RAT),
+    ):
         assert RULES[name] is kind
         assert kind().name == name
 

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from snnrobust.quantization.levels import LevelSet
 from snnrobust.quantization.projection import least_squares_step, project
 
-
-@dataclass(frozen=True)
-class Set:
-    """Any sorted levels; the nearest by comparing all."""
-
-    given: tuple[float, ...]
-
-    def values(self):
-        return torch.tensor(self.given, dtype=torch.float64)
-
-    def nearest(self, u):
-        values = self.values().to(u.dtype)
-        return values[(u[..., None] - values).abs().argmin(-1)]
+Set = LevelSet
 
 
 BINARY, TERNARY = Set((-1.0, 1.0)), Set((-1.0, 0.0, 1.0))
@@ -36,7 +24,7 @@ POWERS = Set((-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0))
 def brute_force(w, levels):
     """Least error over all codes, each with its best step greater than zero."""
     best = float(w.square().sum())
-    for codes in itertools.product(levels.given, repeat=len(w)):
+    for codes in itertools.product(levels.levels, repeat=len(w)):
         q = torch.tensor(codes, dtype=w.dtype)
         if q.any() and float(w @ q) > 0:
             best = min(best, float((w - (w @ q) / (q @ q) * q).square().sum()))
