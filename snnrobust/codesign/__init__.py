@@ -1,8 +1,10 @@
 """Procedures that train or attack in order to choose hardware, or to repair it."""
 
 from snnrobust.codesign.accuracy_predictor import AccuracyPredictor, accuracy_predictor
+from snnrobust.codesign.admm import ADMM, ADMMWarning, Convergence
 from snnrobust.codesign.binary_relax import BinaryRelax, relaxed, theta_of
 from snnrobust.codesign.chip_tuning import ChipTuner, chip_accuracy, fit_knobs, fit_tuner, tune
+from snnrobust.codesign.constrained import Masked, OnLevels
 from snnrobust.codesign.knobs import with_knobs
 from snnrobust.codesign.membership_leakage import Leakage, Verdicts, over_victims
 from snnrobust.codesign.midpoint import Midpoint, fit_midpoint, plot_midpoints
@@ -14,6 +16,7 @@ from snnrobust.codesign.neuron_splitting import (
     triplicate_neurons,
 )
 from snnrobust.codesign.noise_curve import NoiseCurve, accuracy_over_noise
+from snnrobust.codesign.pruning import Compressed, Pruned, compress, prune, put_on_levels
 from snnrobust.codesign.quantized_membership import (
     FittedQuantizer,
     MembershipExperiment,
@@ -26,16 +29,23 @@ from snnrobust.codesign.surgical_result import Judgement, Score, SurgicalResult,
 from snnrobust.codesign.tuning_report import TuningReport, Yield, chip_yield, judge_tuning
 
 __all__ = [
+    "ADMM",
+    "ADMMWarning",
     "AccuracyPredictor",
     "BinaryRelax",
     "ChipTuner",
+    "Compressed",
+    "Convergence",
     "FittedQuantizer",
     "Judgement",
     "Leakage",
+    "Masked",
     "MembershipExperiment",
     "Midpoint",
     "NoiseCurve",
+    "OnLevels",
     "Overhead",
+    "Pruned",
     "Score",
     "SurgicalNoise",
     "SurgicalResult",
@@ -49,6 +59,7 @@ __all__ = [
     "chip_accuracy",
     "chip_yield",
     "compact_images",
+    "compress",
     "early_stops",
     "fit_knobs",
     "fit_midpoint",
@@ -58,6 +69,8 @@ __all__ = [
     "over_victims",
     "overhead",
     "plot_midpoints",
+    "prune",
+    "put_on_levels",
     "relaxed",
     "signature",
     "signatures",
