@@ -2,6 +2,7 @@
 
 from snnrobust.codesign.accuracy_predictor import AccuracyPredictor, accuracy_predictor
 from snnrobust.codesign.admm import ADMM, ADMMWarning, Convergence
+from snnrobust.codesign.binary_relax import BinaryRelax, relaxed, theta_of
 from snnrobust.codesign.chip_tuning import ChipTuner, chip_accuracy, fit_knobs, fit_tuner, tune
 from snnrobust.codesign.constrained import Masked, OnLevels
 from snnrobust.codesign.knobs import with_knobs
@@ -31,6 +32,7 @@ __all__ = [
     "ADMM",
     "ADMMWarning",
     "AccuracyPredictor",
+    "BinaryRelax",
     "ChipTuner",
     "Compressed",
     "Convergence",
@@ -69,9 +71,11 @@ __all__ = [
     "plot_midpoints",
     "prune",
     "put_on_levels",
+    "relaxed",
     "signature",
     "signatures",
     "split_neurons",
+    "theta_of",
     "triplicate_neurons",
     "tune",
     "with_knobs",

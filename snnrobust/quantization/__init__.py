@@ -9,6 +9,7 @@ from snnrobust.quantization.purification import Purification, purify
 from snnrobust.quantization.quantize import LayerPrecision, calibrate, frozen, precision, precision_table, quantize
 from snnrobust.quantization.quantizer import Quantizer
 from snnrobust.quantization.signals import QuantizedMembrane, SignalQuantizer
+from snnrobust.quantization.sparsity import LayerSparsity, Sparsity, sparsity
 from snnrobust.quantization.structured import (
     STRUCTURES,
     Blocks,
@@ -37,6 +38,7 @@ __all__ = [
     "Keep",
     "LayerFootprint",
     "LayerPrecision",
+    "LayerSparsity",
     "LevelSet",
     "Levels",
     "NearestLevel",
@@ -46,6 +48,7 @@ __all__ = [
     "Quantizer",
     "Rows",
     "SignalQuantizer",
+    "Sparsity",
     "Structure",
     "Ternary",
     "Uniform",
@@ -62,6 +65,7 @@ __all__ = [
     "project",
     "purify",
     "quantize",
+    "sparsity",
     "uniform",
     "weight_quantizer",
 ]
