@@ -1,6 +1,7 @@
 """Procedures that train or attack in order to choose hardware, or to repair it."""
 
 from snnrobust.codesign.accuracy_predictor import AccuracyPredictor, accuracy_predictor
+from snnrobust.codesign.allocation import density_bits, sensitivity_bits
 from snnrobust.codesign.chip_tuning import ChipTuner, chip_accuracy, fit_knobs, fit_tuner, tune
 from snnrobust.codesign.knobs import with_knobs
 from snnrobust.codesign.membership_leakage import Leakage, Verdicts, over_victims
@@ -13,12 +14,15 @@ from snnrobust.codesign.neuron_splitting import (
     triplicate_neurons,
 )
 from snnrobust.codesign.noise_curve import NoiseCurve, accuracy_over_noise
+from snnrobust.codesign.quanos import ByDensity, BySensitivity, HybridPrecision, quanos, unquantized
+from snnrobust.codesign.quanos_result import QuanosResult, Round
 from snnrobust.codesign.quantized_membership import (
     FittedQuantizer,
     MembershipExperiment,
     early_stops,
     membership_experiment,
 )
+from snnrobust.codesign.sensitivity import Sensitivity, activation_density, adversarial_noise_sensitivity
 from snnrobust.codesign.signature import compact_images, signature, signatures
 from snnrobust.codesign.surgical_noise import SurgicalNoise
 from snnrobust.codesign.surgical_result import Judgement, Score, SurgicalResult, Trial
@@ -26,15 +30,21 @@ from snnrobust.codesign.tuning_report import TuningReport, Yield, chip_yield, ju
 
 __all__ = [
     "AccuracyPredictor",
+    "ByDensity",
+    "BySensitivity",
     "ChipTuner",
     "FittedQuantizer",
+    "HybridPrecision",
     "Judgement",
     "Leakage",
     "MembershipExperiment",
     "Midpoint",
     "NoiseCurve",
     "Overhead",
+    "QuanosResult",
+    "Round",
     "Score",
+    "Sensitivity",
     "SurgicalNoise",
     "SurgicalResult",
     "Trial",
@@ -44,9 +54,12 @@ __all__ = [
     "accuracy_over_noise",
     "accuracy_predictor",
     "accuracy_under_bit_errors",
+    "activation_density",
+    "adversarial_noise_sensitivity",
     "chip_accuracy",
     "chip_yield",
     "compact_images",
+    "density_bits",
     "early_stops",
     "fit_knobs",
     "fit_midpoint",
@@ -56,10 +69,13 @@ __all__ = [
     "over_victims",
     "overhead",
     "plot_midpoints",
+    "quanos",
+    "sensitivity_bits",
     "signature",
     "signatures",
     "split_neurons",
     "triplicate_neurons",
     "tune",
+    "unquantized",
     "with_knobs",
 ]
