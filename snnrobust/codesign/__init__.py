@@ -1,8 +1,10 @@
 """Procedures that train or attack in order to choose hardware, or to repair it."""
 
 from snnrobust.codesign.accuracy_predictor import AccuracyPredictor, accuracy_predictor
+from snnrobust.codesign.admm import ADMM, ADMMWarning, Convergence
 from snnrobust.codesign.allocation import density_bits, sensitivity_bits
 from snnrobust.codesign.chip_tuning import ChipTuner, chip_accuracy, fit_knobs, fit_tuner, tune
+from snnrobust.codesign.constrained import Masked, OnLevels
 from snnrobust.codesign.knobs import with_knobs
 from snnrobust.codesign.membership_leakage import Leakage, Verdicts, over_victims
 from snnrobust.codesign.midpoint import Midpoint, fit_midpoint, plot_midpoints
@@ -14,6 +16,7 @@ from snnrobust.codesign.neuron_splitting import (
     triplicate_neurons,
 )
 from snnrobust.codesign.noise_curve import NoiseCurve, accuracy_over_noise
+from snnrobust.codesign.pruning import Compressed, Pruned, compress, prune, put_on_levels
 from snnrobust.codesign.quanos import ByDensity, BySensitivity, HybridPrecision, quanos, unquantized
 from snnrobust.codesign.quanos_result import QuanosResult, Round
 from snnrobust.codesign.quantized_membership import (
@@ -29,18 +32,25 @@ from snnrobust.codesign.surgical_result import Judgement, Score, SurgicalResult,
 from snnrobust.codesign.tuning_report import TuningReport, Yield, chip_yield, judge_tuning
 
 __all__ = [
+    "ADMM",
+    "ADMMWarning",
     "AccuracyPredictor",
     "ByDensity",
     "BySensitivity",
     "ChipTuner",
+    "Compressed",
+    "Convergence",
     "FittedQuantizer",
     "HybridPrecision",
     "Judgement",
     "Leakage",
+    "Masked",
     "MembershipExperiment",
     "Midpoint",
     "NoiseCurve",
+    "OnLevels",
     "Overhead",
+    "Pruned",
     "QuanosResult",
     "Round",
     "Score",
@@ -59,6 +69,7 @@ __all__ = [
     "chip_accuracy",
     "chip_yield",
     "compact_images",
+    "compress",
     "density_bits",
     "early_stops",
     "fit_knobs",
@@ -69,6 +80,8 @@ __all__ = [
     "over_victims",
     "overhead",
     "plot_midpoints",
+    "prune",
+    "put_on_levels",
     "quanos",
     "sensitivity_bits",
     "signature",

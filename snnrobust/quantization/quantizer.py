@@ -107,7 +107,13 @@ class Quantizer:
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The step and the zero point for ``x``, which broadcast over it; a step of 0 where all of ``x`` is 0."""
-        x = _finite(x).detach()
+        x = _floating(x).detach()
+        if self.scale == "minmax":
+            low, high = self.ends(x)  # NaN and infinity would be among them: no pass over x of its own
+            _finite(low)
+            _finite(high)
+            return self.of_range(low, high)
+        _finite(x)
         if self.scale == "constant":
             assert self.limits is not None
             return self.of_range(x.new_tensor(self.limits[0]), x.new_tensor(self.limits[1]))
@@ -121,7 +127,7 @@ class Quantizer:
 
     def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The range of ``x`` that the levels are to cover: its extremes, or percentiles."""
-        if self.scale != "percentile":
+        if self.scale == "minmax":
             if self.axis is None:
                 low, high = x.aminmax()
                 return low, high
@@ -200,12 +206,15 @@ class Quantizer:
             raise ValueError(f"{where}: {error}") from error
 
 
-def _finite(x: Tensor) -> Tensor:
+def _floating(x: Tensor) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.numel() == 0:
         raise TypeError("what is quantized must be a floating tensor with at least one element")
+    return x
+
+
+def _finite(x: Tensor) -> None:
     if not torch.compiler.is_compiling() and not x.is_meta and not bool(x.isfinite().all()):
         raise ValueError("what is quantized contains NaN or infinity: repair the weights or the input")
-    return x
 
 
 def _positive(step: Tensor) -> Tensor:

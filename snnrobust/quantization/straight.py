@@ -55,8 +55,9 @@ class _Straight(torch.autograd.Function):
         if zero is not None:
             u += zero
         if clipped and ctx.needs_input_grad[0] and not x.is_meta:
-            inside = (u >= levels.low - levels.margin) & (u <= levels.high + levels.margin)
-            ctx.save_for_backward(None if bool(inside.all()) else inside)
+            low, high = levels.low - levels.margin, levels.high + levels.margin
+            least, most = u.aminmax()  # one pass, after which there is mostly nothing to mask
+            ctx.save_for_backward(None if bool((least >= low) & (most <= high)) else (u >= low) & (u <= high))
         q = levels.nearest(u)
         if zero is not None:
             q -= zero
@@ -76,18 +77,25 @@ class _LSQ(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, step: Tensor, levels: Levels, scale: float) -> Tensor:
         u = x / step
         q = levels.nearest(u)
-        ctx.save_for_backward(u, q, step)
-        ctx.ends, ctx.scale = (levels.low, levels.high), scale
+        if any(ctx.needs_input_grad) and not x.is_meta:
+            least, most = u.aminmax()
+            within = bool((least > levels.low) & (most < levels.high))
+            inside = None if within else (u > levels.low) & (u < levels.high)
+            ctx.save_for_backward(u, q, step, inside)
+            ctx.scale = scale
         return q * step
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        u, q, step = ctx.saved_tensors
-        low, high = ctx.ends
-        inside = (u > low) & (u < high)
-        of_x = grad * inside if ctx.needs_input_grad[0] else None
+        u, q, step, inside = ctx.saved_tensors
+        of_x = grad if inside is None else grad * inside
         of_step = None
         if ctx.needs_input_grad[1]:
-            of_step = (grad * torch.where(inside, q - u, q)).sum_to_size(step.shape) * ctx.scale
-        return of_x, of_step, None, None
+            # inside the levels q - u, beyond them the last level, which is q
+            if step.numel() == 1:
+                whole = torch.dot(grad.flatten(), q.flatten()) - torch.dot(of_x.flatten(), u.flatten())
+                of_step = whole.reshape(step.shape) * ctx.scale
+            else:
+                of_step = (grad * q - of_x * u).sum_to_size(step.shape) * ctx.scale
+        return of_x if ctx.needs_input_grad[0] else None, of_step, None, None

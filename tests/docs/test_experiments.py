@@ -16,6 +16,7 @@ SECTIONS = {
     "## `[data]`": config.DataSection,
     "## `[[models]]`": config.ModelSection,
     "`training`:": config.Training,
+    "## `[quantization]`": config.QuantizationSection,
     "## `[[attacks]]`": config.AttackSection,
     "## `[[chips]]`": config.ChipSection,
     "## `[evaluation]`": config.Evaluation,
