@@ -102,7 +102,7 @@ def _alternate(rows: Tensor, levels: Levels, largest: float) -> Tensor:
 
 
 def _given_codes(rows: Tensor, levels: Levels, at: Tensor) -> tuple[Tensor, Tensor]:
-    """The best steps for the codes at steps ``at`` ``[K, C]``, and what they take off the squared error; 0 where there is none."""
+    """The best steps for the codes at steps ``at`` ``[K, C]``, and what they take off the squared error; 0 where none is."""
     safe = torch.where(at > 0, at, 1.0)
     codes = levels.nearest(rows / safe[..., None])
     product, norm = (rows * codes).sum(-1), codes.square().sum(-1)
