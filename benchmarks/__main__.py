@@ -23,6 +23,7 @@ from benchmarks import (
     noise,
     peers,
     plots,
+    quantization,
     report,
     rules,
     steps,
@@ -46,6 +47,7 @@ BENCHMARKS: dict[str, tuple[harness.Cases, int]] = {
     "steps-memory": (steps.peaks, 1),
     "rules-memory": (rules.peaks, 1),
     "crossbar": (crossbar.cases, 7),
+    "quantization": (quantization.cases, 21),
 }
 """Name to (cases, repeats)."""
 

@@ -2,6 +2,8 @@
 
 from snnrobust.codesign.accuracy_predictor import AccuracyPredictor, accuracy_predictor
 from snnrobust.codesign.admm import ADMM, ADMMWarning, Convergence
+from snnrobust.codesign.allocation import density_bits, sensitivity_bits
+from snnrobust.codesign.binary_relax import BinaryRelax, relaxed, theta_of
 from snnrobust.codesign.chip_tuning import ChipTuner, chip_accuracy, fit_knobs, fit_tuner, tune
 from snnrobust.codesign.constrained import Masked, OnLevels
 from snnrobust.codesign.knobs import with_knobs
@@ -16,12 +18,15 @@ from snnrobust.codesign.neuron_splitting import (
 )
 from snnrobust.codesign.noise_curve import NoiseCurve, accuracy_over_noise
 from snnrobust.codesign.pruning import Compressed, Pruned, compress, prune, put_on_levels
+from snnrobust.codesign.quanos import ByDensity, BySensitivity, HybridPrecision, quanos, unquantized
+from snnrobust.codesign.quanos_result import QuanosResult, Round
 from snnrobust.codesign.quantized_membership import (
     FittedQuantizer,
     MembershipExperiment,
     early_stops,
     membership_experiment,
 )
+from snnrobust.codesign.sensitivity import Sensitivity, activation_density, adversarial_noise_sensitivity
 from snnrobust.codesign.signature import compact_images, signature, signatures
 from snnrobust.codesign.surgical_noise import SurgicalNoise
 from snnrobust.codesign.surgical_result import Judgement, Score, SurgicalResult, Trial
@@ -31,10 +36,14 @@ __all__ = [
     "ADMM",
     "ADMMWarning",
     "AccuracyPredictor",
+    "BinaryRelax",
+    "ByDensity",
+    "BySensitivity",
     "ChipTuner",
     "Compressed",
     "Convergence",
     "FittedQuantizer",
+    "HybridPrecision",
     "Judgement",
     "Leakage",
     "Masked",
@@ -44,7 +53,10 @@ __all__ = [
     "OnLevels",
     "Overhead",
     "Pruned",
+    "QuanosResult",
+    "Round",
     "Score",
+    "Sensitivity",
     "SurgicalNoise",
     "SurgicalResult",
     "Trial",
@@ -54,10 +66,13 @@ __all__ = [
     "accuracy_over_noise",
     "accuracy_predictor",
     "accuracy_under_bit_errors",
+    "activation_density",
+    "adversarial_noise_sensitivity",
     "chip_accuracy",
     "chip_yield",
     "compact_images",
     "compress",
+    "density_bits",
     "early_stops",
     "fit_knobs",
     "fit_midpoint",
@@ -69,10 +84,15 @@ __all__ = [
     "plot_midpoints",
     "prune",
     "put_on_levels",
+    "quanos",
+    "relaxed",
+    "sensitivity_bits",
     "signature",
     "signatures",
     "split_neurons",
+    "theta_of",
     "triplicate_neurons",
     "tune",
+    "unquantized",
     "with_knobs",
 ]

@@ -5,7 +5,10 @@ from snnrobust.defenses.noise_strength import NoiseStrength
 from snnrobust.defenses.noise_training import NoiseTraining
 from snnrobust.defenses.pgd_training import PGDTraining
 from snnrobust.defenses.rat import RAT, retract
+from snnrobust.defenses.trade_off import TradeOff
 from snnrobust.defenses.trades import TRADES
 from snnrobust.defenses.voting import Voting
 
-__all__ = ["RAT", "TRADES", "FastAT", "NoiseStrength", "NoiseTraining", "PGDTraining", "Voting", "retract"]
+__all__ = [
+    "RAT", "TRADES", "FastAT", "NoiseStrength", "NoiseTraining", "PGDTraining", "TradeOff", "Voting", "retract",
+]  # fmt: skip

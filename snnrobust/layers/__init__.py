@@ -1,5 +1,6 @@
 """Temporal layers that are not neurons: containers, normalisation, readouts."""
 
+from snnrobust.layers.activation_noise import ActivationNoise, OrdinaryActivationNoise
 from snnrobust.layers.bntt import BNTT
 from snnrobust.layers.chunked import Chunked
 from snnrobust.layers.dropout import Dropout, OrdinaryDropout
@@ -14,7 +15,8 @@ from snnrobust.layers.tdbn import TDBN
 from snnrobust.layers.tebn import TEBN
 
 __all__ = [
-    "BNTT", "QCFS", "READOUTS", "TDBN", "TEBN", "Chunked", "Concat", "Dropout", "EventConv2d", "EventLinear", "EventReport",
-    "LastOutput", "LayerChoice", "MeanMembrane", "MeanOutput", "Normalise", "OrdinaryConcat", "OrdinaryDropout",
-    "OrdinaryResidual", "Readout", "Residual", "Sequential", "SpikeCount", "event_driven", "synchronised",
+    "BNTT", "QCFS", "READOUTS", "TDBN", "TEBN", "ActivationNoise", "Chunked", "Concat", "Dropout", "EventConv2d", "EventLinear",
+    "EventReport", "LastOutput", "LayerChoice", "MeanMembrane", "MeanOutput", "Normalise", "OrdinaryActivationNoise",
+    "OrdinaryConcat", "OrdinaryDropout", "OrdinaryResidual", "Readout", "Residual", "Sequential", "SpikeCount", "event_driven",
+    "synchronised",
 ]  # fmt: skip

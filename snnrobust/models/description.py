@@ -20,12 +20,14 @@ from snnrobust.layers import (
     READOUTS,
     TDBN,
     TEBN,
+    ActivationNoise,
     Chunked,
     Concat,
     Dropout,
     EventConv2d,
     EventLinear,
     Normalise,
+    OrdinaryActivationNoise,
     OrdinaryConcat,
     OrdinaryDropout,
     OrdinaryResidual,
@@ -34,6 +36,7 @@ from snnrobust.layers import (
 )
 from snnrobust.models.classifier import SpikingClassifier
 from snnrobust.models.early_exit import EarlyExit
+from snnrobust.models.ensemble import Ensemble
 from snnrobust.neurons import NEURONS, Recurrent
 from snnrobust.neurons.surrogate import SURROGATES, Surrogate
 from snnrobust.quantization.quantizer import Quantizer
@@ -49,7 +52,7 @@ _TORCH: tuple[type[nn.Module], ...] = (
 )  # fmt: skip
 _OURS: tuple[type[nn.Module], ...] = (
     BNTT, TDBN, TEBN, Normalise, Recurrent, Residual, Concat, OrdinaryResidual, OrdinaryConcat, OrdinaryDropout, Dropout, Chunked,
-    QCFS, SpikingClassifier, EarlyExit, QuantizedMembrane, SignalQuantizer,
+    QCFS, ActivationNoise, OrdinaryActivationNoise, SpikingClassifier, EarlyExit, QuantizedMembrane, SignalQuantizer,
 )  # fmt: skip
 _QUANTIZED = "Quantized"  # a layer whose weight is
 
@@ -62,7 +65,11 @@ _RECURRENT = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", 
 _OWN = {nn.LSTM: ["proj_size"], nn.GRU: [], nn.RNN: ["nonlinearity"]}
 _DEEPEST = 1000  # layers of a recurrent module: each costs memory even on the meta device
 
-_CONTAINERS: dict[str, type[nn.Module]] = {"torch.Sequential": nn.Sequential, "Sequential": Sequential}
+_CONTAINERS: dict[str, type[nn.Module]] = {
+    "torch.Sequential": nn.Sequential,
+    "Sequential": Sequential,
+    "Ensemble": Ensemble,
+}
 
 
 def _classes() -> dict[str, type[nn.Module]]:

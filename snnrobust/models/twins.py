@@ -27,10 +27,12 @@ from snnrobust.layers import (
     BNTT,
     TDBN,
     TEBN,
+    ActivationNoise,
     Concat,
     Dropout,
     LastOutput,
     MeanMembrane,
+    OrdinaryActivationNoise,
     OrdinaryConcat,
     OrdinaryDropout,
     OrdinaryResidual,
@@ -181,6 +183,9 @@ class _Ordinary:
     def dropout(self, p: float) -> nn.Module:
         return OrdinaryDropout(p)
 
+    def noise(self, amount: float, eval_amount: float | None) -> nn.Module:
+        return OrdinaryActivationNoise(amount, eval_amount)
+
     def normalise(self, shape: Shape, added: bool = False) -> Layers:
         return [nn.BatchNorm2d(shape[0]) if len(shape) == 3 else nn.BatchNorm1d(shape[0])]
 
@@ -202,6 +207,9 @@ class _InTime:
 
     def dropout(self, p: float) -> nn.Module:
         return Dropout(p)
+
+    def noise(self, amount: float, eval_amount: float | None) -> nn.Module:
+        return ActivationNoise(amount, eval_amount)
 
 
 class _OrdinaryInTime(_InTime, _Ordinary):

@@ -12,6 +12,7 @@ from snnrobust.quantization.purification import Purification, purify
 from snnrobust.quantization.quantize import LayerPrecision, calibrate, frozen, precision, precision_table, quantize
 from snnrobust.quantization.quantizer import Quantizer
 from snnrobust.quantization.signals import QuantizedMembrane, SignalQuantizer
+from snnrobust.quantization.sparsity import LayerSparsity, Sparsity, sparsity
 from snnrobust.quantization.structured import (
     STRUCTURES,
     Blocks,
@@ -41,6 +42,7 @@ __all__ = [
     "Keep",
     "LayerFootprint",
     "LayerPrecision",
+    "LayerSparsity",
     "LevelSet",
     "Levels",
     "NearestLevel",
@@ -50,6 +52,7 @@ __all__ = [
     "Quantizer",
     "Rows",
     "SignalQuantizer",
+    "Sparsity",
     "Structure",
     "Ternary",
     "Uniform",
@@ -71,6 +74,7 @@ __all__ = [
     "purify",
     "quantize",
     "read_integers",
+    "sparsity",
     "to_integer",
     "uniform",
     "weight_codes",

@@ -41,7 +41,9 @@ class WeightCodes:
             u += zero
         values = recipe.levels.values().to(u)
         index = torch.searchsorted(values, recipe.levels.nearest(u).nan_to_num_(0.0)).clamp_(max=len(values) - 1)
-        return cls(recipe, index.to(torch.int32), step.detach().clone(), None if zero is None else zero.detach().clone())
+        return cls(
+            recipe, index.to(torch.int32), step.detach().clone(), None if zero is None else zero.detach().clone()
+        )
 
     def values(self) -> Tensor:
         """The weight, in the dtype of ``step``; to the bit that of the quantizer, but for the sign of zeros."""
@@ -80,7 +82,9 @@ def weight_codes(layer: nn.Module) -> WeightCodes:
     """
     quantizer = weight_quantizer(checks.module("layer", layer))
     if quantizer is None:
-        raise TypeError(f"{type(layer).__name__} has no quantized weight: use quantization.quantize(model, weights=...)")
+        raise TypeError(
+            f"{type(layer).__name__} has no quantized weight: use quantization.quantize(model, weights=...)"
+        )
     theta = float(quantizer.theta)
     if theta != 1.0:
         raise ValueError(f"the weight is relaxed (theta = {theta:g}) and has no codes yet: relax(1.0) first")

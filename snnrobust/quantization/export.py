@@ -44,11 +44,11 @@ class IntegerFile:
 def export_integers(model: nn.Module, path: str | Path) -> None:
     """Write a quantized model to one safetensors file, atomically: integers, their scales, and JSON in its header.
 
-    For a layer ``a`` the file has the tensors ``a.weight.codes``, ``a.weight.step`` and, of an affine quantizer, ``a.weight.zero``.
-    Codes are int8 of the weight's shape for signed integers of 8 bits, uint8 for unsigned ones, int16 for signed integers of 9 to
-    16 bits; of all other levels the indices, 0 the lowest, k bits each, lowest bit first, densely packed into ``uint8``. The header
-    says for each layer its recipe, shape, dtype and whether it is packed. Quantizers of signals are in the description of the
-    model and their ranges among the tensors.
+    For a layer ``a`` the file has the tensors ``a.weight.codes``, ``a.weight.step`` and, of an affine quantizer,
+    ``a.weight.zero``. Codes are int8 of the weight's shape for signed integers of 8 bits, uint8 for unsigned ones, int16 for
+    signed integers of 9 to 16 bits; of all other levels the indices, 0 the lowest, k bits each, lowest bit first, densely packed
+    into ``uint8``. The header says for each layer its recipe, shape, dtype and whether it is packed. Quantizers of signals are in
+    the description of the model and their ranges among the tensors.
 
     Raises:
         TypeError: no layer has a quantized weight, or the model cannot be described.
@@ -184,16 +184,20 @@ def _codes(name: str, about: Any, tensors: dict[str, Tensor]) -> WeightCodes:
         raise ValueError(f"{key}: codes of {levels} are {'packed' if plain is None else plain}")
     size = [-(-prod(shape) * levels.bits // 8)] if plain is None else shape
     if stored.dtype != (plain or torch.uint8) or list(stored.shape) != size:
-        raise ValueError(f"{key}.codes is {stored.dtype} {list(stored.shape)} and should be {plain or torch.uint8} {size}")
-    if plain is None:
-        index = _unpack(stored, levels.bits, prod(shape)).view(shape)
-    else:
-        index = stored.to(torch.int32) - int(levels.low)
+        raise ValueError(
+            f"{key}.codes is {stored.dtype} {list(stored.shape)} and should be {plain or torch.uint8} {size}"
+        )
+    packed = plain is None
+    index = (
+        _unpack(stored, levels.bits, prod(shape)).view(shape) if packed else stored.to(torch.int32) - int(levels.low)
+    )
     most = len(levels.values()) - 1
     if not (int(index.min()) >= 0 and int(index.max()) <= most):
         raise ValueError(f"{key}.codes has codes that {levels} does not have")
     for part, t in (("step", step), *((("zero", zero),) if zero is not None else ())):
         fits = t.dim() == 0 or (t.dim() == len(shape) and all(n in (1, m) for n, m in zip(t.shape, shape, strict=True)))
         if t.dtype != dtype or not fits or not bool(t.isfinite().all()) or (part == "step" and bool((t < 0).any())):
-            raise ValueError(f"{key}.{part} must be {dtype}, finite, of a shape that fits {shape}, got {t.dtype} {list(t.shape)}")
+            raise ValueError(
+                f"{key}.{part} must be {dtype}, finite, of a shape that fits {shape}, got {t.dtype} {list(t.shape)}"
+            )
     return WeightCodes(recipe, index, step, zero)

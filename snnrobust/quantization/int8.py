@@ -197,7 +197,7 @@ class IntegerLayer(nn.Module, ABC):
         return self.__dict__ | {"_ready": None}  # packed weights cannot be copied
 
     def _make(self, how: object) -> Tensor:
-        return self._pack() if how == "int8" else self.codes.to(how)  # type: ignore[call-overload, no-any-return]
+        return self._pack() if how == "int8" else self.codes.to(how)  # type: ignore[call-overload]
 
     @abstractmethod
     def _pack(self) -> Tensor: ...
@@ -264,12 +264,23 @@ class IntegerConv2d(IntegerLayer):
     def _geometry(self) -> tuple[Pair, Pair, Pair, int]:
         return self.stride, self.padding, self.dilation, self.groups
 
+    @property
+    def _padded(self) -> tuple[Pair, Pair]:
+        """What is padded beforehand, and what by the operator, which makes garbage of windows that lie in padding alone."""
+        reach = [d * (k - 1) for d, k in zip(self.dilation, self.codes.shape[2:], strict=True)]
+        beyond = any(p > r for p, r in zip(self.padding, reach, strict=True))
+        return (self.padding, (0, 0)) if beyond else ((0, 0), self.padding)
+
     def _pack(self) -> Tensor:
-        return _packed_conv(self.codes, self.inputs.offset, *self._geometry)
+        return _packed_conv(self.codes, self.inputs.offset, self.stride, self._padded[1], self.dilation, self.groups)
 
     def _by_instructions(self, a: Tensor) -> Tensor:
+        (top, left), padding = self._padded
+        if top or left:
+            a = F.pad(a, (left, left, top, top), value=self.inputs.offset)
         a = a.contiguous(memory_format=torch.channels_last)
-        return _convolved(a, self._cached("int8"), len(self.codes), self.inputs.offset, *self._geometry)
+        geometry = self.stride, padding, self.dilation, self.groups
+        return _convolved(a, self._cached("int8"), len(self.codes), self.inputs.offset, *geometry)
 
     def _by_floats(self, a: Tensor, dtype: torch.dtype) -> Tensor:
         return F.conv2d(a, self._cached(dtype), None, *self._geometry)

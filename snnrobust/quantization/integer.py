@@ -25,9 +25,9 @@ __all__ = ["integer_layers", "to_integer"]
 def to_integer(model: nn.Module, *, codes: Mapping[str, WeightCodes] | None = None) -> nn.Module:
     """A deep copy of a quantized model for inference, whose layers multiply int8 by int8; ``model`` is untouched.
 
-    A layer becomes integer if it is an ``nn.Linear`` or an ``nn.Conv2d`` with zero padding, its weight has int8 codes (integers of
-    up to 8 bits, ternary, binary, powers of two of up to 4 bits) and its input has integer codes of up to 8 bits, or is known to be
-    spikes: it comes from a spiking neuron or from ``Poisson``, perhaps through pooling. Others stay as they are;
+    A layer becomes integer if it is an ``nn.Linear`` or an ``nn.Conv2d`` with zero padding, its weight has int8 codes (integers
+    of up to 8 bits, ternary, binary, powers of two of up to 4 bits) and its input has integer codes of up to 8 bits, or is known
+    to be spikes: it comes from a spiking neuron or from ``Poisson``, perhaps through pooling. Others stay as they are;
     :func:`integer_layers` says why. Outputs differ from those of ``model`` by the rounding of float32 only, before neurons fire.
 
     Where torch reaches int8 instructions they are used, else floating point, with the same results to the bit.
@@ -98,7 +98,9 @@ def _integer(
         inputs = InputCodes(grid[0], 0, grid[1], strict=True)
     else:
         return "its inputs are not quantized, and not known to be spikes"
-    if codes.step.numel() not in (1, codes.index.shape[0]) or codes.step.dim() and codes.step.shape[0] != codes.step.numel():
+    if codes.step.numel() not in (1, codes.index.shape[0]) or (
+        codes.step.dim() and codes.step.shape[0] != codes.step.numel()
+    ):
         return "its scales are not one for each output"
     integers = codes.integers()
     if integers is None:
@@ -159,7 +161,7 @@ def _after(m: nn.Module, grid: Grid | None) -> Grid | None:
         window = _pair(m.kernel_size)
         cells = window[0] * window[1]
         # a mean is a multiple to the bit only if its divisor is a power of two; one at a ragged edge is another
-        if not m.ceil_mode and (m.count_include_pad or _pair(m.padding) == (0, 0)) and not cells & (cells - 1):
-            if grid[1] * cells <= 255:
-                return grid[0] / cells, grid[1] * cells
+        whole = not m.ceil_mode and (m.count_include_pad or _pair(m.padding) == (0, 0))
+        if whole and not cells & (cells - 1) and grid[1] * cells <= 255:
+            return grid[0] / cells, grid[1] * cells
     return None

@@ -124,7 +124,7 @@ class _Listed(Levels):
         values = self.values()
         middles = (values[:-1] + values[1:]) / 2
         # What is compared has the precision of u: midpoints are exact in float64 alone.
-        exact = u.detach().to(torch.float64)
+        exact = u.detach().to(torch.float64).contiguous()  # as torch.bucketize wants it
         above = torch.bucketize(exact, middles.to(u.device), right=True)  # a tie goes up
         below = torch.bucketize(exact, middles.to(u.device), right=False)  # a tie goes down
         index = torch.where(exact < 0, above, below)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 from snnrobust import checks
+from snnrobust.quantization.levels import Levels
 
 __all__ = ["least_squares_step", "project"]
 
 _STARTS = 12  # clipping points from the largest magnitude down to a sixth of it
 _SHRINK = 0.85
 _ROUNDS = 100
-
-
-class Levels(Protocol):
-    """What a projection has to know of a set of levels on a unit scale."""
-
-    def nearest(self, u: Tensor) -> Tensor: ...
-    def values(self) -> Tensor: ...
+_AT_ONCE = 1 << 16  # numbers: all starts together where the tensor is small
 
 
 def project(w: Tensor, levels: Levels, axis: int | None = None) -> tuple[Tensor, Tensor]:
@@ -92,25 +85,27 @@ def _ternary(magnitudes: Tensor) -> Tensor:
 
 def _alternate(rows: Tensor, levels: Levels, largest: float) -> Tensor:
     """Steps of ``rows`` ``[C, n]``; 0 where none is better than zeros."""
-    step, gain = torch.zeros_like(rows[:, 0]), torch.zeros_like(rows[:, 0])
-    top = rows.abs().amax(1)
-    start = top / largest if largest > 0 else torch.zeros_like(top)
-    for _ in range(_STARTS):
-        step, gain, _ = _better(rows, levels, start, step, gain)
-        start = start * _SHRINK
+    top = rows.abs().amax(1) / largest if largest > 0 else torch.zeros_like(rows[:, 0])
+    starts = top * _SHRINK ** torch.arange(_STARTS, dtype=rows.dtype, device=rows.device)[:, None]
+    parts = starts.split(max(1, _AT_ONCE // rows.numel()))
+    tried = [_given_codes(rows, levels, at) for at in parts]
+    gains = torch.cat([gain for _, gain in tried])
+    gain, best = gains.max(0)
+    step = torch.cat([found for found, _ in tried]).gather(0, best[None])[0]
     for _ in range(_ROUNDS):
-        step, gain, changed = _better(rows, levels, step, step, gain)
-        if not changed:
+        found, taken = (t[0] for t in _given_codes(rows, levels, step[None]))
+        better = taken > gain
+        if not better.any():
             break
+        step, gain = torch.where(better, found, step), torch.where(better, taken, gain)
     return step
 
 
-def _better(rows: Tensor, levels: Levels, at: Tensor, step: Tensor, gain: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """The best step for the codes at ``at``, where it takes more off the squared error than ``gain``."""
+def _given_codes(rows: Tensor, levels: Levels, at: Tensor) -> tuple[Tensor, Tensor]:
+    """The best steps for the codes at steps ``at`` ``[K, C]``, and what they take off the squared error; 0 where none is."""
     safe = torch.where(at > 0, at, 1.0)
-    codes = levels.nearest(rows / safe[:, None])
-    product, norm = (rows * codes).sum(1), codes.square().sum(1)
-    found = torch.where(norm > 0, product / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0.0)
-    taken = found.clamp(min=0.0) * product
-    better = (at > 0) & (taken > gain)
-    return torch.where(better, found, step), torch.where(better, taken, gain), bool(better.any())
+    codes = levels.nearest(rows / safe[..., None])
+    product, norm = (rows * codes).sum(-1), codes.square().sum(-1)
+    found = torch.where((at > 0) & (norm > 0), product / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0.0)
+    found = found.clamp(min=0.0)
+    return found, found * product

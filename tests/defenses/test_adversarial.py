@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from snnrobust import attacks, data
-from snnrobust.defenses import RAT, TRADES, FastAT, PGDTraining
+from snnrobust.defenses import RAT, TRADES, FastAT, PGDTraining, TradeOff
 from snnrobust.encoders import Poisson, SignedPoisson
 from snnrobust.experiments import parse
 from snnrobust.learning_rules import BPTT, RULES
@@ -24,6 +24,7 @@ EPS = 0.1
 RULES_HERE = {
     "PGDTraining": lambda **k: PGDTraining(**{"eps": EPS, "steps": 2, **k}),
     "half": lambda **k: PGDTraining(**{"eps": EPS, "steps": 2, "share": 0.5, **k}),
+    "TradeOff": lambda **k: TradeOff(**{"eps": EPS, "steps": 2, **k}),
     "TRADES": lambda **k: TRADES(**{"eps": EPS, "steps": 2, "start": 0.02, **k}),
     "FastAT": lambda **k: FastAT(**{"eps": EPS, "check_steps": 1, "check_samples": 20, "lr": 1e-3, **k}),
     "RAT": lambda **k: RAT(**{"eps": EPS, **k}),
@@ -58,7 +59,13 @@ def records(history):
 
 
 def test_they_are_learning_rules_by_name():
-    for name, kind in (("PGDTraining", PGDTraining), ("TRADES", TRADES), ("FastAT", FastAT), ("RAT", RAT)):
+    for name, kind in (
+        ("PGDTraining", PGDTraining),
+        ("TradeOff", TradeOff),
+        ("TRADES", TRADES),
+        ("FastAT", FastAT),
+        ("RAT", RAT),
+    ):
         assert RULES[name] is kind
         assert kind().name == name
 
@@ -79,13 +86,13 @@ def test_budgets_hold_and_every_sample_is_attacked_once_an_epoch(rule, seen, mod
 
 
 def test_attacks_meet_the_model_in_eval_mode_and_leave_its_statistics_and_data_alone(rule, digits):
-    """Statistics move by the batches that are learnt alone, which is one forward pass a step, or two of TRADES."""
+    """Statistics move by the batches that are learnt alone, which is one forward pass a step, or two of TRADES and TradeOff."""
     modes, model = [], nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 10))
     model[1].register_forward_hook(lambda m, _, y: modes.append((m.training, y.requires_grad)))
     before = deepcopy(digits)
     rule(batch_size=50, lr=1e-5).fit(model, digits, epochs=1, progress=False)
     assert all(torch.equal(a, b) for a, b in zip(before, digits, strict=True))
-    learnt = 2 * (2 if isinstance(rule(), TRADES) else 1)
+    learnt = 2 * (2 if isinstance(rule(), TRADES | TradeOff) else 1)
     assert sum(training for training, _ in modes) == learnt == int(model[1].num_batches_tracked)
     assert any(not training for training, _ in modes[2:])
     assert all(p.requires_grad for p in model.parameters())

@@ -29,6 +29,7 @@ from snnrobust.layers import (
     READOUTS,
     TDBN,
     TEBN,
+    ActivationNoise,
     Chunked,
     Concat,
     Dropout,
@@ -36,6 +37,7 @@ from snnrobust.layers import (
     MeanMembrane,
     MeanOutput,
     Normalise,
+    OrdinaryActivationNoise,
     OrdinaryConcat,
     OrdinaryDropout,
     OrdinaryResidual,
@@ -43,7 +45,7 @@ from snnrobust.layers import (
     Sequential,
     SpikeCount,
 )
-from snnrobust.models import EarlyExit, SpikingClassifier, build, describe
+from snnrobust.models import EarlyExit, Ensemble, SpikingClassifier, build, describe
 from snnrobust.models.description import MODULES
 from snnrobust.neurons import ALIF, IF, LIF, NEURONS, PLIF, CuBaLIF, LearnableThresholdLIF, PrechargedIF, Recurrent
 from snnrobust.neurons.surrogate import SURROGATES, ATan, FastSigmoid, Sigmoid, Triangle
@@ -71,7 +73,8 @@ CASES = [
     Concat(Sequential(nn.Linear(3, 2))), OrdinaryConcat(nn.Linear(3, 2)), Chunked(Sequential(nn.Linear(3, 2))), Chunked(LIF(), 4),
     Chunked(LIF(), 4, truncated=True), Dropout(0.3, drawn="step"), Dropout(0.0), OrdinaryDropout(0.2),
     OrdinaryResidual(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Conv2d(3, 4, 1)), OrdinaryResidual(OrdinaryResidual(nn.ReLU())),
-    QCFS(4, 2.5),
+    QCFS(4, 2.5), ActivationNoise(0.2, 0.0), OrdinaryActivationNoise(0.3),
+    Ensemble(nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2))),
     LIF(0.8, 0.6, "hard", Triangle(0.5, 2.0)), LIF(surrogate=FastSigmoid(3.0)), IF(0.7, "hard", ATan(3.0)),
     IF(surrogate=Sigmoid(2.0)), LIF((0.5, 0.9), (0.1, 1 / 3), refractory=2, detach_reset=False),
     PrechargedIF(0.7, 0.25), PrechargedIF((0.5, 0.9), surrogate=Triangle()),
@@ -101,7 +104,7 @@ def test_round_trip(module):
 def test_every_registered_class_has_a_case():
     registered = {*MODULES.values(), *NEURONS.values(), *ENCODERS.values(), *READOUTS.values()}
     ours = {c for c in registered if c.__module__.startswith(("snnrobust.", "torch."))}
-    assert ours | {nn.Sequential, Sequential, SpikingClassifier} == {type(case) for case in CASES}
+    assert ours | {nn.Sequential, Sequential, Ensemble, SpikingClassifier} == {type(case) for case in CASES}
 
 
 def test_every_surrogate():
