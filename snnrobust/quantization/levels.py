@@ -148,7 +148,7 @@ class PowerOfTwo(_Listed):
         checked_bits(self.bits, 2, "a sign and at least one more")
         if self.bits > 8:
             raise ValueError(
-                f"bits must be in 2..8 for powers of two, got {self.bits}: 2^-126 is below every float32 step"
+                f"bits must be in 2..8 for powers of two, got {self.bits}: the smallest of more are below every float32"
             )
 
     def values(self) -> Tensor:

@@ -87,7 +87,12 @@ def quantize(
     reached = [name for name in found if layers is None or name in layers] if weights or inputs else []
     cells = [name for name in neurons if layers is None or name in layers] if membranes else []
     if not reached and not cells:
-        raise ValueError("the model has no layer (nn.Linear, nn.Conv) or neuron of ours that could be quantized")
+        kinds = (("layer (nn.Linear, nn.Conv)", weights or inputs), ("neuron of ours with a potential", membranes))
+        missing = " or ".join(kind for kind, asked in kinds if asked)
+        where = "layers" if layers else "the model"
+        raise ValueError(
+            f"{where} has no {missing} that could be quantized: name other layers, or quantize something else"
+        )
     if membranes and not cells:
         raise ValueError("membranes are to be quantized, but there is no spiking neuron of ours among the layers")
     inside = {f"{name}." for name, m in copy.named_modules() if isinstance(m, Recurrent)}
@@ -148,6 +153,10 @@ def calibrate(model: nn.Module, x: Tensor | Iterable[Tensor], *, allow_silent: b
     if not observing:
         raise ValueError(
             "the model has no quantized inputs or membranes with a range to observe: calibrate has nothing to do"
+        )
+    if not isinstance(x, Iterable):  # a tensor is one too
+        raise TypeError(
+            f"x must be a batch of training data or several, got {type(x).__name__}: give data.take(train, 256)[0]"
         )
     batches = 0
     try:

@@ -207,8 +207,11 @@ class Quantizer:
 
 
 def _floating(x: Tensor) -> Tensor:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.numel() == 0:
-        raise TypeError("what is quantized must be a floating tensor with at least one element")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        given = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"what is quantized must be a floating tensor, got {given}: convert it with .float()")
+    if x.numel() == 0:
+        raise ValueError(f"what is quantized is empty, of shape {tuple(x.shape)}: give at least one element")
     return x
 
 

@@ -23,7 +23,8 @@ def straight_through(x: Tensor, step: Tensor, zero: Tensor | None, levels: Level
 
     Args:
         x: Any shape.
-        step: s > 0, broadcasts over ``x``; where it is 0, so is q.
+        step: s > 0, broadcasts over ``x``; where it is 0, so is q, and the gradient is 1: a layer that is silent so far must be
+            able to learn and to be attacked.
         zero: z, an integer; None for 0.
         levels: L.
         clipped: Whether the gradient is zero where the levels saturate.
@@ -57,7 +58,8 @@ class _Straight(torch.autograd.Function):
         if clipped and ctx.needs_input_grad[0] and not x.is_meta:
             low, high = levels.low - levels.margin, levels.high + levels.margin
             least, most = u.aminmax()  # one pass, after which there is mostly nothing to mask
-            ctx.save_for_backward(None if bool((least >= low) & (most <= high)) else (u >= low) & (u <= high))
+            within = bool((least >= low) & (most <= high))  # not so where a step is 0
+            ctx.save_for_backward(None if within else (u >= low) & (u <= high) | ~(step > 0))
         q = levels.nearest(u)
         if zero is not None:
             q -= zero

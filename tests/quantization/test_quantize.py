@@ -265,6 +265,20 @@ def test_relaxation():
 SMALL = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
 
 
+def test_silent_layers_can_be_attacked_and_trained():
+    """Behind neurons that are silent as yet, quantized inputs have no range: the gradient of the surrogate comes through."""
+    torch.manual_seed(0)
+    layers = (models.Dense(16), models.Dense(16))
+    model = quantize(
+        models.spiking(layers, (1, 4, 4), 3, Direct(2), norm="none", neuron=LIF(0.5, threshold=50.0)), inputs=A8
+    )
+    x = torch.rand(4, 1, 4, 4, requires_grad=True)
+    calibrate(model, x.detach(), allow_silent=True)
+    for mode in (model.eval(), model.train()):
+        (gradient,) = torch.autograd.grad(mode(x)[:, 0].sum(), x)
+        assert bool((gradient.flatten(1).abs().sum(1) > 0).all())
+
+
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
@@ -277,7 +291,7 @@ SMALL = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         (lambda: quantize(SMALL, weights=W4, bits={"0": 0}), ValueError, "at least 1"),
         (lambda: quantize(SMALL, weights=W4, bits={"0": 17}), ValueError, "2..16"),
         (lambda: quantize(SMALL, weights=W4, layers=["0"], bits={"2": 4}), ValueError, "not one of the layers"),
-        (lambda: quantize(SMALL, membranes=M8), ValueError, "no layer|no spiking neuron"),
+        (lambda: quantize(SMALL, membranes=M8), ValueError, "has no neuron of ours with a potential"),
         (lambda: quantize(SMALL, inputs=Quantizer(axis=0)), ValueError, "axis is for weights"),
         (lambda: quantize(SMALL, inputs=Quantizer(scale="least-squares")), ValueError, "least-squares"),
         (lambda: quantize(quantize(SMALL, weights=W4), weights=W4), TypeError, "quantize the original"),
@@ -286,6 +300,7 @@ SMALL = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         (lambda: quantize(nn.Sequential(nn.LSTM(3, 4)), weights=W4), TypeError, "recurrent torch layer"),
         (lambda: quantize(SMALL, inputs=A8).eval()(X[:, 0]), RuntimeError, "calibrate"),
         (lambda: calibrate(SMALL, X[:, 0]), ValueError, "nothing to do"),
+        (lambda: calibrate(quantize(SMALL, inputs=A8), None), TypeError, "x must be a batch of training data"),
         (lambda: calibrate(quantize(SMALL, inputs=A8), []), ValueError, "needs some of the training data"),
         (lambda: calibrate(quantize(SMALL, inputs=A8), torch.zeros(0, 4)), ValueError, "not empty"),
         (lambda: calibrate(quantize(SMALL, inputs=A8), torch.zeros(2, 4)), ValueError, "0 on all of the data"),

@@ -183,7 +183,8 @@ def test_tiny_numbers_are_no_nan():
         (lambda: Quantizer(percentile=40.0), ValueError, "percentile"),
         (lambda: Quantizer(axis=3)(W), ValueError, "axis must be one of the 3"),
         (lambda: Quantizer()(torch.tensor([1.0, math.nan])), ValueError, "NaN or infinity"),
-        (lambda: Quantizer()(torch.zeros(0)), TypeError, "at least one element"),
+        (lambda: Quantizer()(torch.zeros(0)), ValueError, "at least one element"),
+        (lambda: Quantizer()(torch.zeros(2, dtype=torch.int64)), TypeError, "got torch.int64: convert"),
         (lambda: Quantizer()(torch.arange(3)), TypeError, "floating"),
         (lambda: Quantizer.build({"bit": 4}), ValueError, "did you mean 'bits'"),
         (lambda: Quantizer.build({"levels": "Ternay"}), ValueError, "did you mean 'Ternary'"),
@@ -195,6 +196,21 @@ def test_tiny_numbers_are_no_nan():
 def test_bad_input(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.parametrize("gradient", ["clipped", "identity"])
+@pytest.mark.parametrize("affine", [False, True])
+def test_what_is_zero_passes_its_gradient(gradient, affine):
+    """A signal that is 0 so far has a step of 0: a gradient of 0 would keep the layer before it silent for ever."""
+    x = torch.zeros(3, requires_grad=True)
+    q = Quantizer(Integer(4), affine=affine, gradient=gradient)(x)
+    (q * torch.tensor([1.0, -2.0, 3.0])).sum().backward()
+    assert q.tolist() == [0, 0, 0]
+    assert x.grad.tolist() == [1, -2, 3]
+    rows = torch.tensor([[0.0, 0.0], [1.0, -0.5]], requires_grad=True)
+    if not affine:
+        Quantizer(Integer(4), axis=0, gradient=gradient)(rows).sum().backward()
+        assert rows.grad.tolist() == [[1, 1], [1, 1]]
 
 
 def test_short_descriptions():
