@@ -265,6 +265,16 @@ def test_relaxation():
 SMALL = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
 
 
+def test_the_range_of_a_signal_follows_the_batches_of_training():
+    signal = SignalQuantizer(Quantizer(Integer(8), affine=True))
+    for high in (1.0, 3.0, 2.0):
+        signal(torch.tensor([0.0, high]))
+    assert float(signal.high) == pytest.approx(0.9 * (0.9 * 1.0 + 0.1 * 3.0) + 0.1 * 2.0)
+    signal.eval()
+    signal(torch.tensor([0.0, 9.0]))
+    assert float(signal.high) == pytest.approx(1.28)
+
+
 def test_silent_layers_can_be_attacked_and_trained():
     """Behind neurons that are silent as yet, quantized inputs have no range: the gradient of the surrogate comes through."""
     torch.manual_seed(0)
