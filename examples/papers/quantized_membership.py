@@ -39,6 +39,7 @@ from snnrobust.evaluation import evaluate
 from snnrobust.learning_rules import BPTT
 from snnrobust.models import Dense, ordinary, spiking
 from snnrobust.models.checkpoint import write_bytes
+from snnrobust.quantization import Binary, Integer, Quantizer, Ternary
 
 STEPS = 4
 KINDS = ("ANN", "SNN")
@@ -68,30 +69,21 @@ QUICK = Settings("digits", 200, 500, 32, (1, 4, 20), 2, (0, 1), 2, 8, 1)
 # --- quantizers: weights alone, each output channel with a scale of its own; biases and normalisation stay float ---
 
 
-def rounded(w: torch.Tensor, rule: str) -> torch.Tensor:
-    """``w`` ``[out, *]`` on the levels of ``rule``.
+RULES = {
+    **{str(bits): Quantizer(Integer(bits), axis=0) for bits in (8, 4, 3)},
+    "ternary": Quantizer(Ternary(), "least-squares", axis=0),
+    "binary": Quantizer(Binary(), "least-squares", axis=0),
+}
 
-    ``"8"``, ``"4"``, ``"3"``: integers of so many bits with a sign, the largest magnitude on the largest. ``"2"``: four levels
-    from the smallest weight to the largest. ``"ternary"``, ``"binary"``: the nearest {-s, 0, s} and {-s, s} in least squares.
-    """
+
+def rounded(w: torch.Tensor, rule: str) -> torch.Tensor:
+    """``w`` ``[out, *]`` on the levels of ``rule``; of ``"2"``: four from the smallest weight to the largest."""
+    if rule != "2":
+        return RULES[rule](w)
     rows = w.flatten(1)
-    if rule == "binary":
-        scale = rows.abs().mean(1, keepdim=True)
-        found = torch.where(rows < 0, -scale, scale)
-    elif rule == "ternary":  # s is the mean of the k largest magnitudes, k such that s^2 k is the largest
-        sizes = rows.abs().sort(dim=1, descending=True).values
-        count = torch.arange(1, rows.shape[1] + 1, device=w.device)
-        best = (sizes.cumsum(1) ** 2 / count).argmax(1, keepdim=True)
-        scale = sizes.cumsum(1).gather(1, best) / (best + 1)
-        found = torch.where(rows.abs() >= sizes.gather(1, best), rows.sign() * scale, torch.zeros(()))
-    elif rule == "2":
-        low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
-        step = (high - low) / 3
-        found = low + ((rows - low) / step).round() * step
-    else:
-        step = rows.abs().amax(1, keepdim=True) / (2 ** (int(rule) - 1) - 1)
-        found = (rows / step).round() * step
-    return found.reshape(w.shape)
+    low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
+    step = (high - low) / 3
+    return (low + ((rows - low) / step).round() * step).reshape(w.shape)
 
 
 class Rounded(nn.Module):
