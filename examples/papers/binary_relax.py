@@ -1,6 +1,6 @@
 """Binary-Relax on an adversarially trained EnResNet: the tables of docs/quantization/binary_relax.md.
 
-    python examples/papers/binary_relax.py             # Fashion-MNIST, 2 seeds; an hour of one core; writes runs/binary_relax
+    python examples/papers/binary_relax.py             # Fashion-MNIST, 2 seeds; 1.5 hours of one core; writes runs/binary_relax
     python examples/papers/binary_relax.py --train 60000 --epochs 200 --n 1000 --blocks 3 --members 3   # on a larger machine
     python examples/papers/binary_relax.py --quick     # a few minutes; the numbers mean nothing
     python examples/papers/binary_relax.py --tables    # computes nothing: the tables of what is there
@@ -38,6 +38,7 @@ from snnrobust.statistics import mean_interval
 
 KINDS = ("ANN", "SNN")
 TERNARY = Quantizer(Ternary(), "least-squares", axis=0)
+COMMON = Quantizer(Ternary(), "least-squares")  # as the source; with a scale for each output none can be all zero
 FOUR = Quantizer(Integer(4), axis=0)
 
 
@@ -79,10 +80,14 @@ ROWS = {
     "4 bits, Binary-Relax": Row(FOUR, relax=True),
     "float, adversarial loss alone": Row(None, alpha=1.0),
     "ternary, Binary-Relax, adversarial loss alone": Row(TERNARY, relax=True, alpha=1.0),
+    "ternary, one scale a layer, Binary-Relax": Row(COMMON, relax=True),
+    "ternary, one scale a layer, Binary-Relax, adversarial loss alone": Row(COMMON, relax=True, alpha=1.0),
 }
 PUBLISHED = """Published (abstract of Li, Wang and Xin 2020): ternary and 4-bit weights are sparse; under adversarial training
 that is not channel by channel; the trade-off loss preserves natural accuracy and improves channel sparsity, at no loss under weak
-attacks and a minor one under strong attacks. None of their numbers could be verified."""
+attacks and a minor one under strong attacks. Of its numbers those of the README of the authors' code could be read: unused input
+channels with the trade-off loss, CIFAR-10 33.18 % (one member of 56 layers), CIFAR-100 23.93 % (one of 110) and 43.94 % (two of
+56), SVHN 49.03 % (two of 56)."""
 
 
 def train(kind: str, seed: int, row: Row, s: Settings) -> nn.Module:
