@@ -14,6 +14,7 @@ from snnrobust.quantization import frozen
 from snnrobust.quantization.weights import WeightQuantizer
 
 ROOT = Path(__file__).parents[2]
+MEASURES = "clean", "robust", "bytes", "zero", "silent", "unused", "usual", "total"
 
 
 @pytest.fixture
@@ -62,3 +63,89 @@ def test_tables_from_what_is_there(study, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["binary_relax.py", "--tables", "--members", "7", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="other settings"):
         study.main()
+
+
+@pytest.fixture
+def trained(study, monkeypatch):
+    """Which rows are trained; a number of each stands for the model and its measures."""
+    seen = []
+
+    def train(kind, seed, row, s):
+        seen.append((kind, seed, next(name for name, r in study.ROWS.items() if r is row)))
+        return len(seen)
+
+    def measure(model, s):
+        return dict.fromkeys(MEASURES, model / 100)
+
+    monkeypatch.setattr(study, "train", train)
+    monkeypatch.setattr(study, "measure", measure)
+    return seen
+
+
+def start(study, monkeypatch, folder, *more):
+    monkeypatch.setattr(sys, "argv", ["binary_relax.py", "--out", str(folder), *more])
+    study.main()
+
+
+def test_an_interrupted_run_goes_on_where_it_was(study, trained, monkeypatch, tmp_path):
+    whole, kinds = list(study.ROWS), study.KINDS
+    measure = study.measure
+
+    def killed(model, s):
+        if model == 3:
+            raise KeyboardInterrupt
+        return measure(model, s)
+
+    monkeypatch.setattr(study, "measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        start(study, monkeypatch, tmp_path)
+    first = json.loads((tmp_path / "ANN-0.json").read_text())
+    assert list(first) == whole[:2]
+    monkeypatch.setattr(study, "measure", measure)
+    del trained[:]
+    start(study, monkeypatch, tmp_path)
+    everything = [(kind, seed, name) for seed in range(2) for kind in kinds for name in whole]
+    assert trained == everything[2:]
+    again = json.loads((tmp_path / "ANN-0.json").read_text())
+    assert list(again) == whole
+    assert {name: again[name] for name in first} == first
+    del trained[:]
+    start(study, monkeypatch, tmp_path)
+    assert trained == []
+
+
+def test_what_is_chosen_is_trained(study, trained, monkeypatch, tmp_path):
+    rows = ["4 bits, Binary-Relax", "float"]
+    start(study, monkeypatch, tmp_path, "--only", "SNN", "--seeds", "1", "--rows", *rows)
+    assert trained == [("SNN", 0, name) for name in rows]
+    assert not list(tmp_path.glob("ANN*"))
+    start(study, monkeypatch, tmp_path, "--quick", "--only", "SNN", "--seeds", "1", "--rows", *rows)
+    assert len(trained) == 4  # a folder of its own
+    settings = json.loads((tmp_path / "quick" / "settings.json").read_text())
+    assert settings["train"] == study.QUICK.train
+    with pytest.raises(SystemExit):
+        start(study, monkeypatch, tmp_path, "--rows", "8 bits")
+
+
+def test_intervals_pool_the_seeds(study, trained, monkeypatch, capsys, tmp_path):
+    (tmp_path / "ANN-0.json").write_text(json.dumps({"float": dict.fromkeys(MEASURES, 0.2)}))
+    (tmp_path / "ANN-1.json").write_text(json.dumps({"float": dict.fromkeys(MEASURES, 0.4)}))
+    start(study, monkeypatch, tmp_path, "--tables")
+    said = capsys.readouterr().out
+    z, p, n = 1.959964, 0.3, 100  # Wilson's, of 30 in 100
+    centre, half = (p + z * z / (2 * n)), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    low, high = (100 * (centre + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+    assert f"| float | 30.0 [20.0, 40.0] | 30.0 [20.0, 40.0] ({low:.0f} to {high:.0f}) |" in said
+    assert trained == []
+
+
+def test_only_one_scale_a_layer_can_silence_an_output(study):
+    generator = torch.Generator().manual_seed(1)
+    sizes = torch.logspace(0, -3, 16)[:, None, None, None]
+    weight = sizes * torch.randn(16, 8, 3, 3, generator=generator)
+
+    def silent(row):
+        return int((study.ROWS[row].weights(weight).flatten(1) == 0).all(1).sum())
+
+    assert silent("ternary, Binary-Relax") == silent("4 bits, Binary-Relax") == 0
+    assert silent("ternary, one scale a layer, Binary-Relax") > 8
