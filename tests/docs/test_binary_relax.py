@@ -33,3 +33,17 @@ def test_the_example_of_en_resnet_runs(capsys: pytest.CaptureFixture[str]) -> No
 def test_links_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_the_tables_and_published_numbers_are_those_of_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER.parents[1] / "examples" / "papers"))
+    import binary_relax as study
+
+    page = RELAX.read_text()
+    tables = re.split(r"\n(?=\| (?:ANN|SNN) \|)", page)[1:]
+    names = [re.findall(r"^\| ([^|]+) \| \d", table, re.MULTILINE) for table in tables]
+    assert names == [list(study.ROWS), list(study.ROWS)[:5]]
+    numbers = re.findall(r"[\d.]+ %", study.PUBLISHED)
+    assert len(numbers) == 4
+    for number in numbers:
+        assert number in " ".join(page.split())
