@@ -86,7 +86,8 @@ ROWS = {
 PUBLISHED = """Published (abstract of Li, Wang and Xin 2020): ternary and 4-bit weights are sparse; under adversarial training
 that is not channel by channel; the trade-off loss preserves natural accuracy and improves channel sparsity, at no loss under weak
 attacks and a minor one under strong attacks. The README of an author's code has channel sparsities with "loss (9)", bits not
-said: CIFAR-10 33.18 % (one member of 56 layers), CIFAR-100 23.93 % (one of 110) and 43.94 % (two of 56), SVHN 49.03 % (two of 56)."""
+said: CIFAR-10 33.18 % (one member of 56 layers), CIFAR-100 23.93 % (one of 110) and 43.94 % (two of 56), SVHN 49.03 % (two
+of 56)."""
 
 
 def train(kind: str, seed: int, row: Row, s: Settings) -> nn.Module:
