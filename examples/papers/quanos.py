@@ -1,14 +1,15 @@
 """Hybrid bits by adversarial noise sensitivity and by activation density: the tables of docs/quantization/quanos.md.
 
-    python examples/papers/quanos.py                          # Fashion-MNIST, 2 seeds; 15 minutes; writes runs/quanos
+    python examples/papers/quanos.py                          # Fashion-MNIST, 2 seeds; an hour of one core; runs/quanos
     python examples/papers/quanos.py --train 60000 --n 1000   # as it should be done, on a larger machine
-    python examples/papers/quanos.py --quick                  # five minutes; the numbers mean nothing
+    python examples/papers/quanos.py --quick                  # ten minutes; the numbers mean nothing
     python examples/papers/quanos.py --tables                 # computes nothing: the tables of what is there
 
 After Panda 2020 (arXiv:2004.11233) and Vasquez et al. 2021 (arXiv:2101.04354). An ordinary and a spiking network of the same
 layers are trained in floating point, with 8 bits everywhere, with the bits that each rule allocates after the first epochs, with
-the one number of bits nearest to QUANOS's mean, and with QUANOS's bits in the first layer only. Robust accuracy is that under
-the standard suite on the first test images. A cell that is done is on disk; an interrupted run goes on from there.
+the one number of bits nearest to QUANOS's mean, and as controls with QUANOS's bits in the first layer only, of its weights, of
+the image, or of both. Robust accuracy is that under the standard suite on the first test images. A cell that is done is on disk;
+an interrupted run goes on from there.
 """
 
 from __future__ import annotations
@@ -35,14 +36,15 @@ from snnrobust.evaluation import evaluate
 from snnrobust.learning_rules import BPTT
 from snnrobust.models import Conv, Dense, Pool
 from snnrobust.models.checkpoint import write_bytes
-from snnrobust.quantization import Integer, Quantizer, calibrate, precision, quantize
+from snnrobust.quantization import Integer, Quantizer, SignalQuantizer, calibrate, precision, quantize
 from snnrobust.statistics import mean_interval
 
 KINDS = ("ANN", "SNN")
 FLOAT, EIGHT, MORE, FEWER = "float", "8 bits", "QUANOS, sensitive layers more", "QUANOS, sensitive layers fewer"
 DENSITY, MEAN = "activation density", "one number of bits, QUANOS's mean"
 FIRST = "8 bits, the first layer as QUANOS has it"
-ORDER = (FLOAT, EIGHT, MORE, FEWER, DENSITY, MEAN, FIRST)
+WEIGHTS, IMAGE = "8 bits, the first layer's weights as QUANOS has them", "8 bits, the image as QUANOS has it"
+ORDER = (FLOAT, EIGHT, MORE, FEWER, DENSITY, MEAN, FIRST, WEIGHTS, IMAGE)
 PUBLISHED = """Published (QUANOS): robustness 3 to 4 % above 8 bits, more than 5 times smaller, more than 2 times less energy at
 equal accuracy."""
 
@@ -84,11 +86,13 @@ def trainings(
         rule.fit(model, train, epochs=s.epochs, progress=False)
         return model, {}
 
-    def uniform(bits: int, first: int | None = None) -> tuple[nn.Module, dict[str, Any]]:
-        model, own = build(kind, seed, s), {}
-        if first is not None:
-            own[next(iter(precision(model)))] = first
+    def uniform(bits: int, first: int | None = None, image: int | None = None) -> tuple[nn.Module, dict[str, Any]]:
+        """``first`` of the first layer, ``image`` of its inputs alone."""
+        model = build(kind, seed, s)
+        own = {} if first is None else {next(iter(precision(model))): first}
         model = quantize(model, weights=weights.with_bits(bits), inputs=inputs.with_bits(bits), bits=own)
+        if image is not None:
+            next(m for m in model.modules() if isinstance(m, SignalQuantizer)).recipe = inputs.with_bits(image)
         calibrate(model, train[0][:256], allow_silent=True)
         rule.fit(model, train, epochs=s.epochs, progress=False)
         return model, {}
@@ -109,6 +113,8 @@ def trainings(
         ),
         MEAN: lambda done: uniform(max(2, round(done[MORE]["mean_bits"]))),
         FIRST: lambda done: uniform(8, done[MORE]["bits"][0]),
+        WEIGHTS: lambda done: uniform(8, done[MORE]["bits"][0], image=8),
+        IMAGE: lambda done: uniform(8, image=done[MORE]["bits"][0]),
     }
 
 
@@ -151,6 +157,14 @@ def run(kind: str, seed: int, s: Settings, folder: Path) -> None:
             f"{kind}, seed {seed}: {name}: clean {found['clean']:.3f}, robust {found['robust']:.2f}, bits {found['bits']}, "
             f"{time.process_time() - began:.0f} CPU seconds", flush=True,
         )  # fmt: skip
+
+
+def movable(bits: int, s: Settings) -> tuple[float, float]:
+    """The share of the attacked images' pixels whose code of ``bits`` some change within the budget moves; and of those not 0."""
+    x, _ = data.take(data.load(s.dataset, "test"), s.n)
+    quantizer, eps = Quantizer(Integer(bits), "constant", affine=True, limits=(0.0, 1.0)), Linf(s.eps).eps
+    moved = torch.stack([quantizer((x + e).clamp(0, 1)) != quantizer(x) for e in (-eps, eps)]).any(0).double()
+    return float(moved.mean()), float(moved[x > 0].mean())
 
 
 def table(kind: str, seeds: int, s: Settings, folder: Path) -> str:
@@ -214,7 +228,12 @@ def main() -> None:
         for seed in range(options.seeds):
             for kind in options.only:
                 run(kind, seed, settings, folder)
-    print("\n\n".join([*(table(kind, options.seeds, settings, folder) for kind in KINDS), PUBLISHED]))
+    tables = [table(kind, options.seeds, settings, folder) for kind in KINDS]
+    shares = (
+        f"{bits} bits {every:.0%} ({some:.0%})" for bits in (3, 4, 6, 8) for every, some in [movable(bits, settings)]
+    )
+    codes = f"Pixels (those that are not 0) whose code can be changed: {', '.join(shares)}"
+    print("\n\n".join([*tables, codes, PUBLISHED]))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from snnrobust import data
-from snnrobust.quantization import precision
+from snnrobust.quantization import SignalQuantizer, precision
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +42,22 @@ def test_each_row_has_the_bits_of_its_name(study):
     assert max(density[1:-1]) < 8
     done = {study.MORE: {"mean_bits": 5.6, "bits": [3, 4, 8, 7]}}
     assert bits(study.MEAN, done) == [6, 6, 6, 6]
-    assert bits(study.FIRST, done) == [3, 8, 8, 8]
+    assert bits(study.FIRST, done) == bits(study.WEIGHTS, done) == [3, 8, 8, 8]
+    assert bits(study.IMAGE, done) == [8, 8, 8, 8]
+
+    def images(name):
+        model = trainings[name](done)[0]
+        return [m.recipe.bits for m in model.modules() if isinstance(m, SignalQuantizer)]
+
+    assert images(study.FIRST) == images(study.IMAGE) == [3, 8, 8, 8]
+    assert images(study.WEIGHTS) == [8, 8, 8, 8]
+
+
+def test_which_pixels_can_change_their_code(study, monkeypatch):
+    """Of 1 bit those within eps of the middle of 0 and 1."""
+    x = torch.tensor([0.0, 0.2, 0.49, 0.51, 0.9]).view(1, 1, 1, 5)
+    monkeypatch.setattr(data, "load", lambda name, split: (x, torch.zeros(1, dtype=torch.int64)))
+    assert study.movable(1, replace(study.QUICK, n=1, eps="8/255")) == (pytest.approx(2 / 5), pytest.approx(2 / 4))
 
 
 def test_sizes_and_means_are_weighted_by_weights(study, monkeypatch):
