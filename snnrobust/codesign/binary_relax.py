@@ -61,7 +61,8 @@ class BinaryRelax(Supervised):
         relaxed: Epochs.
         growth: ``"geometric"`` of :math:`\lambda`, or ``"linear"`` of :math:`\theta`.
         strength: :math:`\lambda_0` > 0.
-        factor: :math:`g \ge 1`. That 1.02 an epoch was published is not verified; over few epochs it is little.
+        factor: :math:`g \ge 1`. 1.02 is from memory; an author's public code has 1.05 for 120 of 200 epochs. Over few epochs
+            either is little.
         start: :math:`\theta_0` in [0, 1) of the linear one.
 
     Raises:

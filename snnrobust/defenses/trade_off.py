@@ -29,7 +29,8 @@ class TradeOff(PGDTraining):
         weight: :math:`\alpha` in (0, 1]; 1 is :class:`PGDTraining`.
         share: Must be 1 here.
 
-    The trade-off loss of Li, Wang and Xin 2020 (arXiv:2008.13305) is taken to be this sum: its published form is not verified.
+    The trade-off loss of Li, Wang and Xin 2020 (arXiv:2008.13305): an author's public code has the natural loss and 8 times the
+    adversarial one, which is ``weight=8/9`` up to a factor. The form in the paper is not verified.
     """
 
     name: ClassVar[str] = "TradeOff"

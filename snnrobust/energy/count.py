@@ -293,7 +293,10 @@ class _Neurons:
 
     @property
     def neuron(self) -> Neuron:
-        return self.module if isinstance(self.module, Neuron) else self.module.neuron
+        found: Any = self.module
+        while not isinstance(found, Neuron):  # in a store of its potential, or in an effect of a chip within
+            found = found.neuron
+        return found
 
     def see(self, x: Tensor, y: Tensor) -> None:
         self.shape = tuple(y.shape[2:])
@@ -311,7 +314,8 @@ class _Neurons:
             self.changed[1:] += (v[1:] != v[:-1]).sum(2).cpu()
 
     def result(self) -> NeuronUpdates:
-        kind, soft = type(self.module).__name__, self.neuron.reset == "soft"
+        kind = type(self.neuron if isinstance(self.module, QuantizedMembrane) else self.module).__name__
+        soft = self.neuron.reset == "soft"
         counts = self.count, self.spikes, self.changed
         return NeuronUpdates(self.name, kind, self.shape, self.after, *self.cost, soft, *counts)
 

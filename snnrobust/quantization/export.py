@@ -90,7 +90,7 @@ def read_integers(path: str | Path) -> IntegerFile:
     tensors, content = read_tensors(path, _KIND)
     try:
         description, about = content["model"], content["layers"]
-        layers = {name: _codes(name, about[name], tensors) for name in about}
+        layers = {name: _codes(name, entry, tensors) for name, entry in about.items()}
     except (TypeError, KeyError, AttributeError, ValueError, RuntimeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     return IntegerFile(description, layers, tensors)

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -145,10 +146,9 @@ class PowerOfTwo(_Listed):
     high: float = field(default=1.0, init=False)
 
     def __post_init__(self) -> None:
-        checked_bits(self.bits, 2, "a sign and at least one more")
-        if self.bits > 8:
+        if not 2 <= checks.integer("bits", self.bits) <= 8:
             raise ValueError(
-                f"bits must be in 2..8 for powers of two, got {self.bits}: the smallest of more are below every float32"
+                f"bits must be in 2..8 for powers of two, got {self.bits}: a sign and one more; levels of 9 are 0 in float32"
             )
 
     def values(self) -> Tensor:
@@ -161,23 +161,31 @@ class LevelSet(_Listed):
     """Any values, such as the weights that pairs of programmable conductances give.
 
     Args:
-        levels: At least two, finite, none twice.
+        levels: At least two, finite, none twice, one above 0. If they are on both sides of 0, the scale of min-max is that at
+            which the side with the smaller end still reaches the largest magnitude.
     """
 
     levels: Sequence[float]
 
     def __post_init__(self) -> None:
+        if isinstance(self.levels, str) or not isinstance(self.levels, Sequence | Tensor):
+            raise TypeError(f"levels must be a list of numbers such as [0, 0.5, 1], got {self.levels!r:.80}")
+        if len(self.levels) > 2**MOST_BITS:
+            raise ValueError(f"levels must be at most 2^{MOST_BITS}, got {len(self.levels)}")
         if isinstance(self.levels, Tensor):
             object.__setattr__(self, "levels", self.levels.flatten().tolist())
         values = tuple(checks.number(f"levels[{i}]", v) for i, v in enumerate(self.levels))
         if len(values) < 2:
             raise ValueError(f"levels must hold at least two values, got {list(values)}")
-        twice = sorted({v for v in values if values.count(v) > 1}) if len(set(values)) < len(values) else []
+        values = tuple(sorted(values))
+        twice = [a for a, b in pairwise(values) if a == b]
         if twice:
             raise ValueError(f"levels must differ, but {twice[0]:g} is given twice: remove one")
-        if len(values) > 2**MOST_BITS:
-            raise ValueError(f"levels must be at most 2^{MOST_BITS}, got {len(values)}")
-        object.__setattr__(self, "levels", tuple(sorted(values)))
+        if values[-1] <= 0:
+            raise ValueError(
+                f"levels must hold one above 0, by which they are scaled, got {values[0]:g} to {values[-1]:g}: negate"
+            )
+        object.__setattr__(self, "levels", values)
 
     @property
     def bits(self) -> int:  # type: ignore[override]

@@ -16,6 +16,7 @@ from snnrobust.draws import evaluating
 from snnrobust.hardware.deploy import PLAIN_FORWARDS, SYNAPTIC, swap
 from snnrobust.hardware.synapses import DeployedLayer
 from snnrobust.neurons import Neuron, Recurrent
+from snnrobust.quantization.levels import MOST_BITS
 from snnrobust.quantization.quantizer import Quantizer
 from snnrobust.quantization.signals import QuantizedMembrane, SignalQuantizer
 from snnrobust.quantization.weights import quantize_weight, weight_quantizer
@@ -77,12 +78,15 @@ def quantize(
         )
     for name in layers or ():
         checks.choice("layers", name, [*found, *neurons])
+    if bits is not None and not isinstance(bits, Mapping):
+        raise TypeError(f"bits must map names of layers to numbers, such as {{'0': 8}}, got {bits!r:.80}")
     own = dict(bits or {})
     for name, k in own.items():
         checks.choice("bits", name, found)
         if layers is not None and name not in layers:
             raise ValueError(f"bits names {name!r}, which is not one of the layers to quantize")
-        checks.count(f"bits[{name!r}]", k)
+        if checks.count(f"bits[{name!r}]", k) > MOST_BITS:
+            raise ValueError(f"bits[{name!r}] must be in 1..{MOST_BITS}, got {k}")
 
     reached = [name for name in found if layers is None or name in layers] if weights or inputs else []
     cells = [name for name in neurons if layers is None or name in layers] if membranes else []
@@ -96,6 +100,17 @@ def quantize(
     if membranes and not cells:
         raise ValueError("membranes are to be quantized, but there is no spiking neuron of ours among the layers")
     inside = {f"{name}." for name, m in copy.named_modules() if isinstance(m, Recurrent)}
+    held = [name for name in cells if name.startswith(tuple(inside))]
+    if held:
+        raise ValueError(
+            f"{held[0]} is inside of a Recurrent layer, whose potential is not quantized: name the other layers in layers"
+        )
+    every = [id(m) for _, m in copy.named_modules(remove_duplicate=False)]
+    for name in (*(reached if inputs else ()), *cells):
+        if every.count(id(copy.get_submodule(name))) > 1:
+            raise ValueError(
+                f"{name} stands at several places of the model, which need quantizers of their own: make it several modules"
+            )
     for name in reached:
         layer = found[name]
         recipes = [q if q is None or name not in own else q.with_bits(own[name]) for q in (weights, inputs)]
@@ -161,7 +176,7 @@ def calibrate(model: nn.Module, x: Tensor | Iterable[Tensor], *, allow_silent: b
     batches = 0
     try:
         for signal in observing.values():
-            signal.observing = True
+            signal.observing, signal.batches = True, 0
             signal.seen.fill_(False)
         with evaluating(model):
             for batch in [x] if isinstance(x, Tensor) else x:
@@ -176,7 +191,8 @@ def calibrate(model: nn.Module, x: Tensor | Iterable[Tensor], *, allow_silent: b
     for name, signal in observing.items():
         if not bool(signal.seen):
             raise ValueError(f"{name} saw nothing: its layer did not run")
-        if signal.step is None and not allow_silent and not bool(signal.grid()[0] > 0):
+        silent = signal.batches == 0 if signal.step is not None else not bool(signal.grid()[0] > 0)
+        if silent and not allow_silent:
             raise ValueError(
                 f"{name}: its signal is 0 on all of the data, so it has no range: calibrate with other data, leave its "
                 "layer out of layers, or allow_silent = True before training"

@@ -74,6 +74,8 @@ class Quantizer:
         if (self.scale == "constant") != (self.limits is not None):
             raise ValueError("limits = (low, high) belong to scale = 'constant', which needs them")
         if self.limits is not None:
+            if not isinstance(self.limits, tuple | list) or len(self.limits) != 2:
+                raise TypeError(f"limits must be two numbers (low, high), got {self.limits!r:.80}")
             self._check_limits(*self.limits)
         if self.gradient == "identity" and self.scale == "learned":
             raise ValueError("a learned scale has the gradient of LSQ, which is clipped: remove gradient = 'identity'")

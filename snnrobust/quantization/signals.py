@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snnrobust.neurons import Neuron
+from snnrobust.neurons import Neuron, Recurrent
 from snnrobust.neurons.neuron import potentials
 from snnrobust.quantization.quantizer import Quantizer
 from snnrobust.quantization.straight import lsq, straight_through
@@ -49,6 +50,7 @@ class SignalQuantizer(nn.Module):
         self.register_buffer("seen", torch.tensor(recipe.scale == "constant"))
         self.step = nn.Parameter(torch.ones(())) if recipe.scale == "learned" else None
         self.observing = False
+        self.batches = 0  # that a learned step was observed on
 
     def grid(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None]:
         """The step and the zero point."""
@@ -72,14 +74,20 @@ class SignalQuantizer(nn.Module):
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
         if self.step is not None:
-            if not bool(self.seen):
-                self.step.copy_(self.recipe.grid(x)[0])
-                self.seen.fill_(True)
+            if (self.observing or not bool(self.seen) or bool(self.step == 0)) and bool(x.any()):
+                # the mean over the batches of a calibration; one batch is enough for a training
+                self.batches = self.batches + 1 if self.observing else 1
+                mean = self.recipe.grid(x)[0]
+                self.step.copy_(mean if self.batches == 1 else self.step.lerp(mean, 1 / self.batches))
+            elif not bool(self.seen):
+                self.step.zero_()  # silent so far: the first batch that is not initialises it
+            self.seen.fill_(True)
             return
         if not bool(x.isfinite().all()):
             raise ValueError("a signal that is to be quantized contains NaN or infinity")
         low, high = (end.to(self.low) for end in self.recipe.ends(x))
-        if not bool(self.seen) or bool(self.low == self.high):
+        silent = bool(self.low == 0) and bool(self.high == 0)
+        if not bool(self.seen) or (silent and not self.observing):
             self.low.copy_(low)
             self.high.copy_(high)
         elif self.observing:
@@ -106,7 +114,11 @@ class QuantizedMembrane(Temporal):
 
     def __init__(self, neuron: nn.Module, quantizer: nn.Module) -> None:
         super().__init__()
-        if not isinstance(neuron, Neuron) or not isinstance(quantizer, SignalQuantizer):
+        if (
+            isinstance(neuron, Recurrent)
+            or not isinstance(neuron, Neuron)
+            or not isinstance(quantizer, SignalQuantizer)
+        ):
             raise TypeError(
                 f"needs a spiking neuron of ours and a SignalQuantizer, got {type(neuron).__name__} and "
                 f"{type(quantizer).__name__}"
@@ -115,14 +127,29 @@ class QuantizedMembrane(Temporal):
 
     def initial_state(self, x_t: Tensor) -> State:
         state = self.neuron.initial_state(x_t)
-        if not isinstance(getattr(state, "v", None), Tensor):
+        if _stored(state, lambda v: v) is None:
             raise TypeError(f"the state of {type(self.neuron).__name__} has no potential v to quantize")
         return state
 
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, State]:
         s, after = self.neuron.step(x_t, state)
-        return s, after._replace(v=self.quantizer(after.v))
+        return s, _stored(after, self.quantizer)
+
+    def potential(self, state: Any) -> Tensor:
+        found: Tensor = self.neuron.potential(state)
+        return found
 
     def membrane(self, x: Tensor) -> Tensor:
         """The stored potential after each step, ``[T, B, *]``, without gradient."""
-        return potentials(self, lambda state: state.v, x)
+        return potentials(self, self.potential, x)
+
+
+def _stored(state: Any, quantize: Callable[[Tensor], Tensor]) -> Any:
+    """``state`` with its potential quantized, also where a chip's effect has put the neuron's state into its own; None: no v."""
+    if isinstance(getattr(state, "v", None), Tensor):
+        return state._replace(v=quantize(state.v))
+    for name in getattr(state, "_fields", ()):
+        inner = _stored(getattr(state, name), quantize)
+        if inner is not None:
+            return state._replace(**{name: inner})
+    return None

@@ -185,12 +185,12 @@ def test_weights_before_rounding_come_back():
         )
         model = SpikingClassifier(Direct(4), network, MeanMembrane())
         x = torch.rand(32, 6)
+    layers = [f"network.{name}" for name in ("0", "1.recurrent", "3", "4", "5")]  # not the neuron of Recurrent
     for inputs in (AFFINE, None):
         for membranes in (Quantizer(Integer(6)), None):
             for scale in ("minmax", "learned"):
-                quantized = quantize(
-                    model, weights=Quantizer(Integer(2), scale=scale), inputs=inputs, membranes=membranes
-                )
+                recipes = {"weights": Quantizer(Integer(2), scale=scale), "inputs": inputs, "membranes": membranes}
+                quantized = quantize(model, layers=layers, **recipes)
                 if inputs or membranes:
                     calibrate(quantized, x)
                 assert equal(unquantized(quantized, model), model)
@@ -198,7 +198,7 @@ def test_weights_before_rounding_come_back():
                 BPTT(lr=0.1).fit(quantized, (x, torch.arange(32) % 3), epochs=1, progress=False)
                 found = unquantized(quantized, model)
                 assert not equal(found, model)
-                again = quantize(found, weights=Quantizer(Integer(2), scale=scale), inputs=inputs, membranes=membranes)
+                again = quantize(found, layers=layers, **recipes)
                 expected = {n: p for n, p in quantized.state_dict().items() if "original" in n or "running" in n}
                 assert len(expected) >= 4
                 for name, value in expected.items():

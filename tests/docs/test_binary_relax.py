@@ -35,7 +35,7 @@ def test_links_exist(page: Path) -> None:
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-def test_the_tables_and_published_numbers_are_those_of_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tables_have_the_rows_of_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER.parents[1] / "examples" / "papers"))
     import binary_relax as study
 
@@ -43,7 +43,3 @@ def test_the_tables_and_published_numbers_are_those_of_the_study(monkeypatch: py
     tables = re.split(r"\n(?=\| (?:ANN|SNN) \|)", page)[1:]
     names = [re.findall(r"^\| ([^|]+) \| \d", table, re.MULTILINE) for table in tables]
     assert names == [list(study.ROWS), list(study.ROWS)[:5]]
-    numbers = re.findall(r"[\d.]+ %", study.PUBLISHED)
-    assert len(numbers) == 4
-    for number in numbers:
-        assert number in " ".join(page.split())

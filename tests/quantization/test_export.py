@@ -191,13 +191,15 @@ def change(tensors, content, name, what):
         tensors[key] = torch.zeros(tensors[f"{key}.step"].shape)
     elif what == "layers":
         content["layers"] = [1, 2]
+    elif what == "a short list":
+        content["layers"] = [1]
 
 
 @pytest.mark.parametrize(
     "what",
     [
         "codes", "code that is none", "dtype", "nan", "negative", "no step", "shape", "negative shape", "recipe", "bits", "key",
-        "layer", "description", "bias", "twice", "layers",
+        "layer", "description", "bias", "twice", "layers", "a short list",
     ],
 )  # fmt: skip
 def test_damaged_and_hostile_files_are_errors(exported, what):

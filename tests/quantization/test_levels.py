@@ -89,6 +89,11 @@ def test_powers_of_two():
         (lambda: LevelSet([]), ValueError, "at least two"),
         (lambda: LevelSet([0.0, 1.0, 0.0]), ValueError, "0 is given twice: remove one"),
         (lambda: LevelSet([0.0, math.nan]), ValueError, r"levels\[1\]"),
+        (lambda: LevelSet([-1.0, 0.0]), ValueError, "must hold one above 0, .* got -1 to 0: negate"),
+        (lambda: LevelSet(3), TypeError, r"levels must be a list of numbers such as \[0, 0.5, 1\], got 3"),
+        (lambda: LevelSet("12"), TypeError, "levels must be a list of numbers"),
+        (lambda: LevelSet([0.0] * 2**17), ValueError, r"at most 2\^16, got 131072"),
+        (lambda: PowerOfTwo(17), ValueError, r"2\.\.8 for powers of two, got 17"),
     ],
 )  # fmt: skip
 def test_bad_input(make, error, words):

@@ -175,6 +175,8 @@ def test_tiny_numbers_are_no_nan():
         (lambda: Quantizer(scale="maxmin"), ValueError, "did you mean 'minmax'"),
         (lambda: Quantizer(scale="constant"), ValueError, "limits"),
         (lambda: Quantizer(limits=(-1.0, 1.0)), ValueError, "limits"),
+        (lambda: Quantizer(Integer(4), "constant", limits=0.5), TypeError, "limits must be two numbers"),
+        (lambda: Quantizer(Integer(4), "constant", limits=(1, 2, 3)), TypeError, "limits must be two numbers"),
         (lambda: Quantizer(Integer(4), "constant", limits=(-1.0, 2.0)), ValueError, r"use \(-2, 2\), or affine"),
         (lambda: Quantizer(Integer(4), "constant", affine=True, limits=(1.0, 2.0)), ValueError, "must hold 0"),
         (lambda: Quantizer(Ternary(), affine=True), ValueError, "affine needs Integer"),
