@@ -162,7 +162,7 @@ def run(kind: str, seed: int, s: Settings, folder: Path) -> None:
 def movable(bits: int, s: Settings) -> tuple[float, float]:
     """The share of the attacked images' pixels whose code of ``bits`` some change within the budget moves; and of those not 0."""
     x, _ = data.take(data.load(s.dataset, "test"), s.n)
-    quantizer, eps = Quantizer(Integer(bits), "constant", affine=True, limits=(0.0, 1.0)), Linf(s.eps).eps
+    quantizer, eps = Quantizer(Integer(bits, signed=False), "constant", affine=True, limits=(0.0, 1.0)), Linf(s.eps).eps
     moved = torch.stack([quantizer((x + e).clamp(0, 1)) != quantizer(x) for e in (-eps, eps)]).any(0).double()
     return float(moved.mean()), float(moved[x > 0].mean())
 
